@@ -1,0 +1,111 @@
+"""What every stage shares: one way to fail, to write whole outputs, and to find the project."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+DEBUG_VARIABLE = "TIGHTBOUND_DEBUG"
+
+
+class UserError(Exception):
+    """A fault that its reader can mend: expected, found, and the params key or file to change."""
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run a stage's `main`; a fault becomes one message and exit code 1.
+
+    The traceback is shown only with `TIGHTBOUND_DEBUG=1`.
+    """
+    try:
+        main()
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on from here")
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE) == "1":
+            traceback.print_exc()
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        print(f"error: {message}", file=sys.stderr)
+        if not isinstance(error, UserError):
+            print(f"       ({DEBUG_VARIABLE}=1 shows where)", file=sys.stderr)
+        sys.exit(1)
+
+
+def say(message: str) -> None:
+    """Print one line for the person at the terminal, at once."""
+    print(message, flush=True)
+
+
+def project_root() -> Path:
+    """The user's repository, also from DVC's temporary copy of it (`dvc exp run --temp`).
+
+    Stores that outlive a run (registry, artifacts, Ray's runs) resolve against it.
+    """
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents):
+        if folder.name == "exps" and folder.parent.name == "tmp":
+            if folder.parent.parent.name == ".dvc":
+                return folder.parent.parent.parent
+    return Path(os.environ.get("DVC_ROOT", here)).resolve()
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes `path`'s place only if the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    fresh.chmod(0o755)
+    try:
+        yield fresh
+        if path.exists():
+            old = fresh.with_name(fresh.name + ".old")
+            path.rename(old)
+            fresh.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            fresh.rename(path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that takes `path`'s place only if the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(descriptor)
+    fresh = Path(name)
+    fresh.chmod(0o644)
+    try:
+        yield fresh
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON with sorted structure kept, NaN refused, whole or not at all."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with whole_file(path) as fresh:
+        fresh.write_text(text)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; raises UserError naming the file when it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; `dvc repro` makes it") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); `dvc repro --force` remakes it") from None
