@@ -1,0 +1,192 @@
+"""Prepared arrays → batches: order, binarisation, dequantisation and ε, all keyed by the seed.
+
+Noise is drawn in blocks of `BLOCK` examples. A block's generator is seeded by
+(seed, purpose, epoch, step, block), so a worker draws only its own blocks and 1, 2 or 4 workers
+at one global batch see the same data and the same noise, at no extra cost.
+
+Shapes: N examples, B a worker's share of a batch, K samples, d noise values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCK = 32
+_ORDER, _TRAIN, _VALID = 0, 1, 2
+
+
+class Batch(NamedTuple):
+    """One worker's share of a global batch, with its noise.
+
+    x: (B, *data_shape), as the space says; eps: (K, B, d) standard normal; u: (B, *data_shape)
+    uniform on [0, 1) for a likelihood that trains on dequantised data, else None;
+    global_size: examples in the whole batch, over all workers.
+    """
+
+    x: Tensor
+    eps: Tensor
+    u: Tensor | None
+    global_size: int
+
+
+class NoiseShape(NamedTuple):
+    """What a batch's noise must hold: K samples of d values, and u or not."""
+
+    num_samples: int
+    noise_dim: int
+    dequantize: bool
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Training and validation arrays, on the device where they are used.
+
+    train, valid: (N, *data_shape), uint8 for `binary` and `grey8`, floating for `continuous`.
+    binarize: `train` holds grey levels 0…255 and each visit draws x ~ Bernoulli(grey / 255)
+    (dynamic binarisation, Salakhutdinov & Murray 2008); `valid` is binary already.
+    """
+
+    train: Tensor
+    valid: Tensor
+    binarize: bool = False
+
+    def __post_init__(self) -> None:
+        if self.train.shape[1:] != self.valid.shape[1:]:
+            raise ValueError(
+                f"training and validation examples differ in shape: {tuple(self.train.shape[1:])}"
+                f" and {tuple(self.valid.shape[1:])}"
+            )
+        if not len(self.train) or not len(self.valid):
+            raise ValueError(
+                f"both splits need examples; training has {len(self.train)}, "
+                f"validation {len(self.valid)} (data.valid_fraction)"
+            )
+
+    def to(self, device: torch.device | str) -> Dataset:
+        return Dataset(
+            train=self.train.to(device), valid=self.valid.to(device), binarize=self.binarize
+        )
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each training value, (*data_shape), in data units.
+
+        With `binarize` these are those of the binarised data: mean p = E[grey]/255 and
+        variance p(1 − p).
+        """
+        count = len(self.train)
+        total = torch.zeros(self.train.shape[1:], dtype=torch.float64, device=self.train.device)
+        square = torch.zeros_like(total)
+        for part in self.train.split(8192):
+            part = part.double()
+            total += part.sum(0)
+            square += part.square().sum(0)
+        mean = total / count
+        if self.binarize:
+            mean = mean / 255
+            return mean, (mean * (1 - mean)).sqrt()
+        return mean, (square / count - mean.square()).clamp_min(0).sqrt()
+
+
+def train_batches(
+    data: Dataset,
+    noise: NoiseShape,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Batch]:
+    """Yield this worker's share of each global batch of one epoch, every example once.
+
+    The order is a permutation from (seed, epoch). The last batch may be smaller, and a worker's
+    share of it may be empty.
+    """
+    generator = _generator(data.train.device, seed, _ORDER, epoch)
+    order = torch.randperm(len(data.train), generator=generator, device=data.train.device)
+    for step, indices in enumerate(order.split(batch_size)):
+        lo, hi = _share(len(indices), rank, world_size)
+        x = data.train[indices[lo:hi]]
+        yield _with_noise(
+            x,
+            noise,
+            key=(seed, _TRAIN, epoch, step),
+            first_block=lo // BLOCK,
+            binarize=data.binarize,
+            global_size=len(indices),
+        )
+
+
+def valid_batches(
+    data: Dataset,
+    noise: NoiseShape,
+    *,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Batch]:
+    """Yield this worker's share of the validation split, with the same noise at each call."""
+    for step, x in enumerate(data.valid.split(batch_size)):
+        lo, hi = _share(len(x), rank, world_size)
+        yield _with_noise(
+            x[lo:hi],
+            noise,
+            key=(seed, _VALID, 0, step),
+            first_block=lo // BLOCK,
+            binarize=False,
+            global_size=len(x),
+        )
+
+
+def _share(size: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The examples [lo, hi) of a batch that are this worker's: whole blocks, evenly spread."""
+    blocks = -(-size // BLOCK)
+    lo, hi = rank * blocks // world_size, (rank + 1) * blocks // world_size
+    return min(lo * BLOCK, size), min(hi * BLOCK, size)
+
+
+def _with_noise(
+    x: Tensor,
+    noise: NoiseShape,
+    *,
+    key: tuple[int, int, int, int],
+    first_block: int,
+    binarize: bool,
+    global_size: int,
+) -> Batch:
+    size, device = len(x), x.device
+    eps = torch.empty(noise.num_samples, size, noise.noise_dim, dtype=noise.dtype, device=device)
+    u = torch.empty(x.shape, dtype=noise.dtype, device=device) if noise.dequantize else None
+    threshold = torch.empty(x.shape, dtype=torch.float32, device=device) if binarize else None
+    for offset in range(0, size, BLOCK):
+        rows = slice(offset, min(offset + BLOCK, size))
+        generator = _generator(device, *key, first_block + offset // BLOCK)
+        eps[:, rows] = torch.randn(
+            eps[:, rows].shape, dtype=noise.dtype, device=device, generator=generator
+        )
+        for uniform in (u, threshold):
+            if uniform is not None:
+                torch.rand(
+                    uniform[rows].shape,
+                    dtype=uniform.dtype,
+                    out=uniform[rows],
+                    device=device,
+                    generator=generator,
+                )
+    if threshold is not None:
+        x = (threshold * 255 < x).to(noise.dtype)
+    return Batch(x, eps, u, global_size)
+
+
+def _generator(device: torch.device, *key: int) -> torch.Generator:
+    digest = hashlib.blake2b(struct.pack(f"<{len(key)}q", *key), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)

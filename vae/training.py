@@ -1,0 +1,338 @@
+"""The training loop: `fit` yields one `EpochStats` an epoch; its caller reports and checkpoints.
+
+The same loop runs in a bare process, in Ray Train workers and in Ray Tune trials: where
+torch.distributed is initialised with more than one rank, the objective is wrapped in
+DistributedDataParallel and each rank takes its share of every global batch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vae.data import Batch, Dataset, NoiseShape, train_batches, valid_batches
+from vae.model import VAE
+from vae.objectives import Objective, TrainingModule
+
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a model is trained; the section `training` of params.yaml."""
+
+    epochs: int = 100
+    batch_size: int = 128  # examples a step, over all workers
+    learning_rate: float = 1e-3
+    schedule: str = "constant"  # or cosine, to zero at the last step
+    weight_decay: float = 0.0  # decoupled (AdamW)
+    gradient_clip: float | None = None  # largest norm of the gradient; None: not clipped
+    patience: int | None = None  # epochs without a better validation bound; None: no early stop
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.epochs < 1:
+            faults.append(f"training.epochs is {self.epochs}; expected at least 1")
+        if self.batch_size < 1:
+            faults.append(f"training.batch_size is {self.batch_size}; expected at least 1")
+        if not 0 < self.learning_rate < math.inf:
+            faults.append(f"training.learning_rate is {self.learning_rate}; expected above 0")
+        if self.schedule not in SCHEDULES:
+            faults.append(
+                f"training.schedule is {self.schedule!r}; expected one of {', '.join(SCHEDULES)}"
+            )
+        if not 0 <= self.weight_decay < math.inf:
+            faults.append(f"training.weight_decay is {self.weight_decay}; expected 0 or above")
+        if self.gradient_clip is not None and not 0 < self.gradient_clip < math.inf:
+            faults.append(
+                f"training.gradient_clip is {self.gradient_clip}; expected above 0, or null"
+            )
+        if self.patience is not None and self.patience < 1:
+            faults.append(f"training.patience is {self.patience}; expected at least 1, or null")
+        if faults:
+            raise ValueError("; ".join(faults))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochStats:
+    """One finished epoch: means over examples, in nats.
+
+    train_*: during the epoch, in the measure that is trained (dequantised where the likelihood
+    is); valid_*: after it, in the space's reporting measure, every example once, with the same
+    noise each epoch. `valid_bound` is the objective's own bound, by which the best epoch is chosen.
+    """
+
+    epoch: int
+    time: float  # unix seconds at its end
+    seconds: float
+    images_per_s: float
+    learning_rate: float
+    beta: float
+    train_elbo: float
+    train_log_px_z: float
+    train_kl: float
+    valid_elbo: float
+    valid_log_px_z: float
+    valid_kl: float
+    valid_bound: float
+    is_best: bool
+
+    def to_row(self) -> dict[str, float | int | bool]:
+        return asdict(self)
+
+
+@dataclass
+class TrainingState:
+    """All that training needs to go on; `fit` keeps it current at each yield.
+
+    `optimizer` maps "<parameter>/<slot>" to the optimiser's tensors (references, not copies).
+    """
+
+    epoch: int = 0
+    best_bound: float = -math.inf
+    best_epoch: int = 0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    history: list[EpochStats] = field(default_factory=list)
+
+    def finished(self, config: TrainingConfig) -> bool:
+        """Whether all epochs are done or patience has run out."""
+        out_of_patience = (
+            config.patience is not None and self.epoch - self.best_epoch >= config.patience
+        )
+        return self.epoch >= config.epochs or out_of_patience
+
+
+class Divergence(ArithmeticError):
+    """The loss stopped being a finite number; training can't go on from here."""
+
+    def __init__(self, epoch: int, step: int, term: str) -> None:
+        super().__init__(
+            f"training diverged in epoch {epoch}, step {step}: {term} is not finite; a smaller "
+            "training.learning_rate, a training.gradient_clip or a larger model.min_scale may help"
+        )
+        self.epoch, self.step, self.term = epoch, step, term
+
+    def __reduce__(self) -> tuple[type, tuple[int, int, str]]:
+        return Divergence, (self.epoch, self.step, self.term)
+
+
+def fit(
+    model: VAE,
+    data: Dataset,
+    config: TrainingConfig,
+    state: TrainingState | None = None,
+    *,
+    objective: Objective | None = None,
+) -> Iterator[EpochStats]:
+    """Train `model` in place and yield after each epoch, starting behind `state`'s last one.
+
+    At each yield `model` holds the current weights and `state` all that a checkpoint needs;
+    `state.best_weights` are those of the epoch with the highest validation bound. Killed and
+    resumed at the same world size, the weights are bit-identical on CPU.
+
+    Raises Divergence, on every rank at the same step, when the loss is not finite; the weights
+    are then still those before that step.
+    """
+    state = TrainingState() if state is None else state
+    trainer = _Trainer(model, data, config, objective or Objective(), state)
+    while not state.finished(config):
+        yield trainer.epoch()
+
+
+class _Trainer:
+    """The parts of one `fit`: module, optimiser and ranks."""
+
+    def __init__(
+        self,
+        model: VAE,
+        data: Dataset,
+        config: TrainingConfig,
+        objective: Objective,
+        state: TrainingState,
+    ) -> None:
+        self.model, self.config, self.objective, self.state = model, config, objective, state
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.data = data.to(self.device)
+        distributed = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if distributed else 0
+        self.world_size = dist.get_world_size() if distributed else 1
+        self.module = TrainingModule(model, objective)
+        self.parallel: nn.Module = self.module
+        if self.world_size > 1:
+            self.parallel = DistributedDataParallel(
+                self.module, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        _restore_optimizer(self.optimizer, model, state.optimizer)
+        self.noise = NoiseShape(
+            objective.num_samples, model.noise_dim, model.dequantizes, self.dtype
+        )
+        self.steps_per_epoch = -(-len(self.data.train) // config.batch_size)
+
+    def epoch(self) -> EpochStats:
+        start, epoch = time.perf_counter(), self.state.epoch + 1
+        beta = self.objective.beta_at(epoch)
+        totals = torch.zeros(4, dtype=torch.float64, device=self.device)
+        batches = train_batches(
+            self.data,
+            self.noise,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            epoch=epoch,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        self.module.train()
+        for step, batch in enumerate(batches):
+            totals += self.train_step(batch, epoch, step, beta)
+        train = self._reduce(totals)
+        train_seconds = time.perf_counter() - start
+        valid = self.validate()
+        is_best = valid["bound"] > self.state.best_bound
+        stats = EpochStats(
+            epoch=epoch,
+            time=time.time(),
+            seconds=time.perf_counter() - start,
+            images_per_s=len(self.data.train) / train_seconds,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            beta=beta,
+            train_elbo=train["log_px_z"] - train["kl"],
+            train_log_px_z=train["log_px_z"],
+            train_kl=train["kl"],
+            valid_elbo=valid["log_px_z"] - valid["kl"],
+            valid_log_px_z=valid["log_px_z"],
+            valid_kl=valid["kl"],
+            valid_bound=valid["bound"],
+            is_best=is_best,
+        )
+        self._advance(stats)
+        return stats
+
+    def train_step(self, batch: Batch, epoch: int, step: int, beta: float) -> Tensor:
+        """One step of the optimiser; returns the sums of (count, log_px_z, kl, bound)."""
+        terms = self.parallel(batch.x, batch.eps, batch.u, beta)
+        # DDP averages gradients over ranks: ×world_size makes that the sum over all examples.
+        scale = self.world_size
+        if self.objective.reduction == "mean":
+            scale /= batch.global_size
+        loss = terms.surrogate.sum() * -scale
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        sums = _sums(terms)
+        self._check_finite(loss, sums, epoch, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate(epoch, step)
+        self.optimizer.step()
+        return sums
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Means over the whole validation split, over all ranks."""
+        totals = torch.zeros(4, dtype=torch.float64, device=self.device)
+        batches = valid_batches(
+            self.data,
+            self.noise._replace(dequantize=False),
+            batch_size=max(self.config.batch_size, 512),
+            seed=self.config.seed,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        self.module.eval()
+        for batch in batches:
+            totals += _sums(self.module(batch.x, batch.eps, None, self.objective.beta))
+        return self._reduce(totals)
+
+    def _learning_rate(self, epoch: int, step: int) -> float:
+        if self.config.schedule == "constant":
+            return self.config.learning_rate
+        done = (epoch - 1) * self.steps_per_epoch + step
+        share = done / (self.config.epochs * self.steps_per_epoch)
+        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+    def _check_finite(self, loss: Tensor, sums: Tensor, epoch: int, step: int) -> None:
+        """Clip the gradient and stop at a loss or gradient that is not finite.
+
+        With several ranks only the averaged gradient tells all of them at the same step.
+        """
+        clip = self.config.gradient_clip
+        finite = loss
+        if clip is not None or self.world_size > 1:
+            norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+            if clip is not None:
+                nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
+            finite = norm if self.world_size > 1 else norm + loss.detach()
+        if math.isfinite(finite.item()):
+            return
+        names = ("log p(x|z)", "KL", "the objective")
+        terms = [
+            name
+            for name, value in zip(names, sums[1:].tolist(), strict=True)
+            if not math.isfinite(value)
+        ]
+        raise Divergence(epoch, step + 1, terms[0] if terms else "the gradient")
+
+    def _reduce(self, totals: Tensor) -> dict[str, float]:
+        """Sums over all ranks → means over all examples."""
+        if self.world_size > 1:
+            dist.all_reduce(totals)
+        count, *sums = totals.tolist()
+        return {
+            name: value / count for name, value in zip(("log_px_z", "kl", "bound"), sums, strict=True)
+        }
+
+    def _advance(self, stats: EpochStats) -> None:
+        state = self.state
+        state.epoch = stats.epoch
+        state.history.append(stats)
+        state.optimizer = _optimizer_tensors(self.optimizer, self.model)
+        if stats.is_best:
+            state.best_bound, state.best_epoch = stats.valid_bound, stats.epoch
+            state.best_weights = {
+                name: value.detach().clone() for name, value in self.model.state_dict().items()
+            }
+
+
+def _sums(terms) -> Tensor:
+    with torch.no_grad():
+        count = terms.bound.new_tensor(len(terms.bound), dtype=torch.float64)
+        columns = (terms.log_px_z, terms.kl, terms.bound)
+        return torch.stack([count, *(column.detach().double().sum() for column in columns)])
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    return {
+        f"{name}/{slot}": value
+        for name, parameter in model.named_parameters()
+        for slot, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]
+) -> None:
+    slots: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, slot = key.rsplit("/", 1)
+        slots.setdefault(name, {})[slot] = value
+    parameters = dict(model.named_parameters())
+    for name, values in slots.items():
+        parameter = parameters[name]
+        optimizer.state[parameter] = {
+            slot: value.clone().to(parameter.device) for slot, value in values.items()
+        }
