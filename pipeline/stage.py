@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import tempfile
 import traceback
@@ -12,6 +11,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from vae.files import whole_directory
+
+__all__ = [
+    "UserError",
+    "project_root",
+    "read_json",
+    "run_stage",
+    "say",
+    "whole_directory",
+    "whole_file",
+    "write_json",
+]
 
 DEBUG_VARIABLE = "TIGHTBOUND_DEBUG"
 
@@ -52,30 +64,9 @@ def project_root() -> Path:
     """
     here = Path.cwd().resolve()
     for folder in (here, *here.parents):
-        if folder.name == "exps" and folder.parent.name == "tmp":
-            if folder.parent.parent.name == ".dvc":
-                return folder.parent.parent.parent
+        if folder.match(".dvc/tmp/exps"):
+            return folder.parents[2]
     return Path(os.environ.get("DVC_ROOT", here)).resolve()
-
-
-@contextmanager
-def whole_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes `path`'s place only if the block succeeds."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    fresh.chmod(0o755)
-    try:
-        yield fresh
-        if path.exists():
-            old = fresh.with_name(fresh.name + ".old")
-            path.rename(old)
-            fresh.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            fresh.rename(path)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 @contextmanager
@@ -108,4 +99,6 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path} is missing; `dvc repro` makes it") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); `dvc repro --force` remakes it") from None
+        raise UserError(
+            f"{path} is not valid JSON ({error}); `dvc repro --force` remakes it"
+        ) from None

@@ -7,13 +7,8 @@ Folders appear whole: they are written beside their place and renamed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vae.files import file_hash, whole_directory
 from vae.model import VAE, VAEConfig
 from vae.training import EpochStats, TrainingState
 
@@ -36,7 +32,7 @@ class CheckpointError(ValueError):
 
 def save(model: VAE, folder: str | os.PathLike[str]) -> None:
     """Write `model` into `folder`, whole or not at all; an existing folder is replaced."""
-    with _whole(Path(folder)) as fresh:
+    with whole_directory(folder) as fresh:
         _save_tensors(dict(model.state_dict()), fresh / WEIGHTS)
         facts = {
             "format": 1,
@@ -75,7 +71,7 @@ def save_state(model: VAE, state: TrainingState, folder: str | os.PathLike[str])
         )
         for name, value in values.items()
     }
-    with _whole(Path(folder)) as fresh:
+    with whole_directory(folder) as fresh:
         _save_tensors(tensors, fresh / STATE_TENSORS)
         facts = {
             "format": 1,
@@ -119,12 +115,6 @@ def load_state(model: VAE, folder: str | os.PathLike[str]) -> TrainingState:
     )
 
 
-def file_hash(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     # Clones: safetensors refuses tensors that share memory, which state and model do.
     save_file({name: value.detach().cpu().clone() for name, value in tensors.items()}, path)
@@ -157,21 +147,3 @@ def _read_facts(path: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise CheckpointError(f"{path} holds {type(facts).__name__}; expected an object")
     return facts
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    fresh.chmod(0o755)
-    try:
-        yield fresh
-        if folder.exists():
-            old = fresh.with_name(f"{fresh.name}.old")
-            folder.rename(old)
-            fresh.rename(folder)
-            shutil.rmtree(old)
-        else:
-            fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)

@@ -79,7 +79,7 @@ class Dataset:
         """Mean and standard deviation of each training value, (*data_shape), in data units.
 
         With `binarize` these are those of the binarised data: mean p = E[grey]/255 and
-        variance p(1 − p).
+        variance p(1 - p).
         """
         count = len(self.train)
         total = torch.zeros(self.train.shape[1:], dtype=torch.float64, device=self.train.device)

@@ -111,7 +111,7 @@ class TrainingState:
         return self.epoch >= config.epochs or out_of_patience
 
 
-class Divergence(ArithmeticError):
+class DivergenceError(ArithmeticError):
     """The loss stopped being a finite number; training can't go on from here."""
 
     def __init__(self, epoch: int, step: int, term: str) -> None:
@@ -121,8 +121,8 @@ class Divergence(ArithmeticError):
         )
         self.epoch, self.step, self.term = epoch, step, term
 
-    def __reduce__(self) -> tuple[type, tuple[int, int, str]]:
-        return Divergence, (self.epoch, self.step, self.term)
+    def __reduce__(self) -> tuple[type[DivergenceError], tuple[int, int, str]]:
+        return DivergenceError, (self.epoch, self.step, self.term)
 
 
 def fit(
@@ -139,7 +139,7 @@ def fit(
     `state.best_weights` are those of the epoch with the highest validation bound. Killed and
     resumed at the same world size, the weights are bit-identical on CPU.
 
-    Raises Divergence, on every rank at the same step, when the loss is not finite; the weights
+    Raises DivergenceError, on every rank at the same step, when the loss is not finite; the weights
     are then still those before that step.
     """
     state = TrainingState() if state is None else state
@@ -227,7 +227,7 @@ class _Trainer:
     def train_step(self, batch: Batch, epoch: int, step: int, beta: float) -> Tensor:
         """One step of the optimiser; returns the sums of (count, log_px_z, kl, bound)."""
         terms = self.parallel(batch.x, batch.eps, batch.u, beta)
-        # DDP averages gradients over ranks: ×world_size makes that the sum over all examples.
+        # DDP averages gradients over ranks: times world_size it is the sum over all examples.
         scale = self.world_size
         if self.objective.reduction == "mean":
             scale /= batch.global_size
@@ -285,7 +285,7 @@ class _Trainer:
             for name, value in zip(names, sums[1:].tolist(), strict=True)
             if not math.isfinite(value)
         ]
-        raise Divergence(epoch, step + 1, terms[0] if terms else "the gradient")
+        raise DivergenceError(epoch, step + 1, terms[0] if terms else "the gradient")
 
     def _reduce(self, totals: Tensor) -> dict[str, float]:
         """Sums over all ranks → means over all examples."""
@@ -293,7 +293,8 @@ class _Trainer:
             dist.all_reduce(totals)
         count, *sums = totals.tolist()
         return {
-            name: value / count for name, value in zip(("log_px_z", "kl", "bound"), sums, strict=True)
+            name: value / count
+            for name, value in zip(("log_px_z", "kl", "bound"), sums, strict=True)
         }
 
     def _advance(self, stats: EpochStats) -> None:

@@ -1,0 +1,98 @@
+"""Ray, from one laptop to a cluster: the only caller of `ray.init`.
+
+`RAY_ADDRESS` names a cluster; without it a local Ray starts, quiet and small, and ends with the
+stage. Nothing else differs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.stage import UserError
+
+ADDRESS_VARIABLE = "RAY_ADDRESS"
+MEGABYTE = 2**20
+
+# Ray reads these at import or start; a user's own setting wins.
+_QUIET = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+@contextmanager
+def connect(*, object_store_bytes: int = 256 * MEGABYTE) -> Iterator[None]:
+    """Join the cluster that `RAY_ADDRESS` names, or start a local Ray, for the block's length.
+
+    object_store_bytes: size of a local Ray's object store; a cluster has its own.
+    Raises UserError when the cluster does not answer.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    address = os.environ.get(ADDRESS_VARIABLE)
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            ray.init(
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=object_store_bytes,
+                _temp_dir=os.environ.get("TIGHTBOUND_RAY_TMP") or None,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"the Ray cluster at {address} ({ADDRESS_VARIABLE})" if address else "a local Ray"
+        raise UserError(f"{where} could not be reached or started: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def store_size(array_bytes: int) -> int:
+    """An object store that holds the training arrays twice over."""
+    return max(256 * MEGABYTE, 3 * array_bytes)
+
+
+def require(cpus: float, gpus: float, *, key: str) -> None:
+    """Refuse at once a request that the cluster can't hold; Ray itself would wait for ever.
+
+    key: the params key to lower.
+    """
+    import ray
+
+    there = ray.cluster_resources()
+    for name, needed in (("CPU", cpus), ("GPU", gpus)):
+        if needed > there.get(name, 0):
+            raise UserError(
+                f"{needed:g} {name}s are asked for and {there.get(name, 0):g} are there; "
+                f"lower {key} in params.yaml or give Ray more"
+            )
+
+
+def num_cpus() -> int:
+    """CPUs of the connected cluster."""
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def num_gpus() -> int:
+    """GPUs of the connected cluster."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))

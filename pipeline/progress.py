@@ -1,0 +1,120 @@
+"""What a person sees while Ray works: a line for each trial and for each epoch."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray.train import UserCallback
+from ray.tune import Callback
+
+from pipeline.stage import say
+from vae.model import VAEConfig
+
+POLL_SECONDS = 0.5
+
+
+class TrialProgress(Callback):
+    """A line for each finished trial of the sweep; Tune calls it in the driver."""
+
+    def __init__(self, total: int, model: VAEConfig) -> None:
+        self.total = total
+        self.discrete = model.space != "continuous"
+        self.dims = math.prod(model.data_shape)
+        self.done = 0
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        result = trial.last_result
+        log_px = result.get("valid_log_px")
+        if log_px is None:
+            self._line(trial, "stopped early")
+        elif self.discrete:
+            self._line(trial, f"{-log_px / (self.dims * math.log(2)):8.4f} bits/dim")
+        else:
+            self._line(trial, f"{-log_px:10.3f} nats")
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._line(trial, "failed; the others go on")
+
+    def _line(self, trial: Any, outcome: str) -> None:
+        self.done += 1
+        point = trial.config["point"]
+        seconds = trial.last_result.get("fit_seconds")
+        took = "" if seconds is None else f"  {seconds:5.1f} s"
+        say(
+            f"sweep      {self.done:>2}/{self.total}  latent_dim {point['latent_dim']!s:>4}  "
+            f"{point['likelihood']:<22}{outcome}{took}"
+        )
+
+
+class EpochLog(UserCallback):
+    """Appends each epoch's figures to a file; Ray Train calls it in the controller's process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
+        with self.path.open("a") as log:
+            log.write(json.dumps(metrics[0]) + "\n")
+
+
+class EpochLines:
+    """Prints a line an epoch: the ELBO's terms on the validation split, speed and time left."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.diverged = ""
+        self.times: list[float] = []
+
+    def show(self, row: dict[str, Any]) -> None:
+        if "diverged" in row:
+            self.diverged = row["diverged"]
+            return
+        self.times = [*self.times[-9:], row["time"]]
+        left = ""
+        if len(self.times) > 1:
+            seconds_each = (self.times[-1] - self.times[0]) / (len(self.times) - 1)
+            left = f"  {seconds_each * (self.epochs - row['epoch']):4.0f} s left"
+        say(
+            f"train      epoch {row['epoch']:>3}/{self.epochs}  elbo {row['valid_elbo']:9.2f}  "
+            f"log p(x|z) {row['valid_log_px_z']:9.2f}  KL {row['valid_kl']:6.2f}  "
+            f"{row['images_per_s']:6.0f} images/s{left}"
+        )
+
+
+@contextmanager
+def follow(path: Path, show: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Call `show` with each row that is appended to `path` while the block runs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    stop = threading.Event()
+
+    def read() -> None:
+        with path.open() as log:
+            log.seek(0, 2)
+            while True:
+                last_round = stop.is_set()
+                position = log.tell()
+                line = log.readline()
+                if line.endswith("\n"):
+                    show(json.loads(line))
+                    continue
+                log.seek(position)
+                if last_round:
+                    return
+                stop.wait(POLL_SECONDS)
+
+    reader = threading.Thread(target=read, name="epoch-lines", daemon=True)
+    reader.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        reader.join(timeout=10)

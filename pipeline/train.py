@@ -1,0 +1,140 @@
+"""Train stage: Ray Train, data-parallel, on the configuration that the sweep chose.
+
+Reads data/prepared and reports/sweep/best.json. Writes models/vae (the weights of the epoch with
+the best validation bound), and reports/train: history.csv, metrics.json, run.json. Killed and
+started again, it goes on from its last epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline import cluster, runs, tracking
+from pipeline.params import Params, load_params
+from pipeline.prepared import load_meta
+from pipeline.stage import UserError, read_json, run_stage, whole_directory, write_json
+from pipeline.sweep import load_arrays
+from pipeline.worker import STATE, TrainingArrays, TrainingJob, train_worker
+from vae.checkpoint import load_state, save
+from vae.model import VAE, VAEConfig
+from vae.objectives import Objective
+from vae.training import TrainingState
+
+KEPT_CHECKPOINTS = 2
+
+
+def train(params: Params, prepared: Path, best: Path, model_out: Path, out: Path) -> None:
+    """Train the chosen configuration, or go on with an interrupted run, and write its results."""
+    meta = load_meta(prepared)
+    chosen = read_json(best)
+    job = TrainingJob(
+        model=VAEConfig.from_dict(chosen["model"]),
+        objective=Objective(**chosen["objective"]),
+        training=params.training,
+        threads=params.scaling.threads_per_worker,
+    )
+    content = {
+        "model": job.model.to_dict(),
+        "objective": asdict(job.objective),
+        "training": asdict(job.training),
+        "data": meta.hash,
+    }
+    content_hash = runs.stage_hash("train", content)
+    started = time.time()
+    model, state = run_workers(params, job, load_arrays(prepared, meta), content_hash)
+    history = pd.DataFrame([stats.to_row() for stats in state.history])
+    with whole_directory(out) as fresh:
+        history.to_csv(fresh / "history.csv", index=False)
+        write_json(fresh / "metrics.json", summary(history, params))
+        facts = runs.run_facts("train", content_hash, started, meta.hash, content)
+        write_json(fresh / "run.json", facts)
+    model.load_state_dict(state.best_weights)
+    save(model, model_out)
+    tracking.mirror_training(params, out, model_out, best.parent)
+
+
+def run_workers(
+    params: Params, job: TrainingJob, arrays: TrainingArrays, content_hash: str
+) -> tuple[VAE, TrainingState]:
+    """Train under Ray Train; returns the model and its state after the last epoch."""
+    scaling = params.scaling
+    with (
+        cluster.connect(object_store_bytes=cluster.store_size(arrays.nbytes)),
+        runs.claim("train", content_hash) as folder,
+    ):
+        import ray
+        from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        from pipeline.progress import EpochLines, EpochLog, follow
+
+        cluster.require(
+            scaling.num_workers * scaling.threads_per_worker,
+            scaling.num_workers if scaling.use_gpu else 0,
+            key="scaling.num_workers (or scaling.threads_per_worker, scaling.use_gpu)",
+        )
+        log = folder / "epochs.jsonl"
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"job": job, "arrays": ray.put(arrays)},
+            torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=scaling.num_workers,
+                use_gpu=scaling.use_gpu,
+                resources_per_worker={"CPU": scaling.threads_per_worker},
+            ),
+            run_config=RunConfig(
+                name=folder.name,
+                storage_path=str(folder.parent),
+                callbacks=[EpochLog(log)],
+                failure_config=FailureConfig(
+                    max_failures=scaling.max_failures, controller_failure_limit=1
+                ),
+                checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
+            ),
+        )
+        lines = EpochLines(job.training.epochs)
+        with follow(log, lines.show):
+            result = trainer.fit()
+    if lines.diverged:
+        raise UserError(f"{lines.diverged} (the last good epoch is kept in {folder})")
+    if result.checkpoint is None:
+        raise UserError("training ended without a finished epoch")
+    model = VAE(job.model)
+    with result.checkpoint.as_directory() as saved:
+        return model, load_state(model, Path(saved) / STATE)
+
+
+def summary(history: pd.DataFrame, params: Params) -> dict[str, Any]:
+    """metrics.json: the best epoch's figures on the validation split, and the run's speed."""
+    best = history.loc[history["valid_bound"].idxmax()]
+    return {
+        "epochs": len(history),
+        "best_epoch": int(best["epoch"]),
+        "valid_elbo": float(best["valid_elbo"]),
+        "valid_log_px_z": float(best["valid_log_px_z"]),
+        "valid_kl": float(best["valid_kl"]),
+        "seconds": float(history["seconds"].sum()),
+        "images_per_s": float(history["images_per_s"].median()),
+        "num_workers": params.scaling.num_workers,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prepared", type=Path, required=True)
+    parser.add_argument("--sweep", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--train", type=Path, required=True)
+    paths = parser.parse_args()
+    train(load_params(), paths.prepared, paths.sweep / "best.json", paths.model, paths.train)
+
+
+if __name__ == "__main__":
+    run_stage(main)
