@@ -1,0 +1,215 @@
+"""What training maximises, and the gradient estimators behind it.
+
+Shapes: K samples, B batch, L latent values. log w = log p(x,z) - log q(z|x), in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vae.model import VAE, check_name
+from vae.posteriors import kl_per_dimension
+from vae.priors import LatentDistribution, Reparameterized
+
+
+class ObjectiveTerms(NamedTuple):
+    """Per example, (B,), nats, larger is better (except `kl`).
+
+    `surrogate` is what is differentiated: its gradient is the estimator, its value means nothing.
+    `bound` is the objective's value; `log_px_z` and `kl` are the K-sample ELBO terms, without β
+    and free bits. Only `surrogate` carries a gradient.
+    """
+
+    surrogate: Tensor
+    bound: Tensor
+    log_px_z: Tensor
+    kl: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The objective and its gradient estimator.
+
+    elbo: K samples, KL in closed form where there is one (Kingma and Welling, 2014).
+    iwae: log 1/K Σ w (Burda, Grosse and Salakhutdinov, 2016).
+    stl: the ELBO, log q without its score (Roeder, Wu and Duvenaud, 2017).
+    dreg: the IWAE bound, doubly reparameterised (Tucker, Lawson, Gu and Maddison, 2019).
+    score_function: the ELBO by REINFORCE with a leave-one-out baseline (Mnih and Rezende, 2016).
+
+    Raises ValueError naming every faulty key of params.yaml at once.
+    """
+
+    name: str = "elbo"
+    num_samples: int = 1  # K
+    beta: float = 1.0  # weight of the KL (Higgins et al., 2017)
+    beta_warmup_epochs: int = 0  # the weight rises linearly from 0 over so many epochs
+    free_bits: float = 0.0  # nats per latent dimension and example (Kingma et al., 2016)
+    reduction: str = "mean"  # mean | sum over the batch
+
+    def __post_init__(self) -> None:
+        faults = list(self._faults())
+        if faults:
+            raise ValueError("\n".join(faults))
+
+    def _faults(self) -> Iterable[str]:
+        yield from check_name("objective.name", self.name, ESTIMATORS)
+        yield from check_name("objective.reduction", self.reduction, ("mean", "sum"))
+        if not _is_integer(self.num_samples) or self.num_samples < 1:
+            yield f"objective.num_samples: expected a positive integer, got {self.num_samples!r}"
+        elif self.name == "score_function" and self.num_samples < 2:
+            yield (
+                "objective.num_samples: score_function needs at least 2 samples, since each is "
+                "the other's baseline; got 1"
+            )
+        if not _is_integer(self.beta_warmup_epochs) or self.beta_warmup_epochs < 0:
+            yield (
+                "objective.beta_warmup_epochs: expected an integer of at least 0, got "
+                f"{self.beta_warmup_epochs!r}"
+            )
+        for name in ("beta", "free_bits"):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not (number and math.isfinite(value) and value >= 0):
+                yield f"objective.{name}: expected a number of at least 0, got {value!r}"
+        if self.name in ("iwae", "dreg") and (self.beta != 1 or self.beta_warmup_epochs):
+            yield (
+                f"objective.beta: {self.name} has no KL term of its own to weigh; use beta 1 and "
+                "beta_warmup_epochs 0, or objective.name: elbo"
+            )
+        if self.name in ESTIMATORS and self.name != "elbo" and self.free_bits:
+            yield (
+                f"objective.free_bits: {self.name} has no KL per dimension; use free_bits 0, or "
+                "objective.name: elbo"
+            )
+
+    def beta_at(self, epoch: int) -> float:
+        """The KL's weight in this epoch; epochs count from 1."""
+        if self.beta_warmup_epochs == 0:
+            return self.beta
+        return self.beta * min(1.0, epoch / self.beta_warmup_epochs)
+
+
+class TrainingModule(nn.Module):
+    """The whole objective in one forward, so that DDP may wrap it.
+
+    A call that goes around this forward leaves gradients unsynchronised.
+    """
+
+    def __init__(self, model: VAE, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(
+        self, x: Tensor, eps: Tensor, u: Tensor | None = None, beta: float | None = None
+    ) -> ObjectiveTerms:
+        """Terms (B,) of the objective at x (B, *data_shape).
+
+        Args: eps (K, B, L), standard normal; u (B, *data_shape), uniform on [0, 1), for
+        likelihoods that dequantise; beta, this epoch's weight of the KL (`beta_at`), by default
+        the objective's.
+        """
+        expected = (self.objective.num_samples, len(x), self.model.noise_dim)
+        if tuple(eps.shape) != expected:
+            raise ValueError(f"eps: expected shape (K, B, L) = {expected}, got {tuple(eps.shape)}")
+        step = _Step(
+            log_px_z=lambda z: self.model.log_px_z(x, z, u),
+            q=self.model.posterior(x),
+            p=self.model.prior(),
+            eps=eps,
+            beta=self.objective.beta if beta is None else beta,
+            free_bits=self.objective.free_bits,
+        )
+        surrogate, *values = ESTIMATORS[self.objective.name](step)
+        return ObjectiveTerms(surrogate, *(value.detach() for value in values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """What every estimator sees of one batch."""
+
+    log_px_z: Callable[[Tensor], Tensor]
+    q: Reparameterized
+    p: LatentDistribution
+    eps: Tensor
+    beta: float
+    free_bits: float
+
+
+def _elbo(step: _Step) -> ObjectiveTerms:
+    terms = kl_per_dimension(step.q, step.p)
+    if terms is None:
+        # no KL per dimension: the floor is on the sum
+        z, log_q = step.q.from_noise_with_log_prob(step.eps)
+        kl = (log_q - step.p.log_prob(z)).mean(0)
+        floored = kl.clamp(min=step.free_bits * z.shape[-1]) if step.free_bits else kl
+    else:
+        z = step.q.from_noise(step.eps)
+        kl = terms.sum(-1)
+        floored = terms.clamp(min=step.free_bits).sum(-1) if step.free_bits else kl
+    log_px_z = step.log_px_z(z).mean(0)
+    bound = log_px_z - step.beta * floored
+    return ObjectiveTerms(bound, bound, log_px_z, kl)
+
+
+def _stl(step: _Step) -> ObjectiveTerms:
+    z = step.q.from_noise(step.eps)
+    log_px_z = step.log_px_z(z).mean(0)
+    kl = (step.q.detach().log_prob(z) - step.p.log_prob(z)).mean(0)
+    bound = log_px_z - step.beta * kl
+    return ObjectiveTerms(bound, bound, log_px_z, kl)
+
+
+def _iwae(step: _Step) -> ObjectiveTerms:
+    z, log_q = step.q.from_noise_with_log_prob(step.eps)
+    log_px_z = step.log_px_z(z)
+    kl = log_q - step.p.log_prob(z)
+    bound = _log_mean_exp(log_px_z - kl)
+    return ObjectiveTerms(bound, bound, log_px_z.mean(0), kl.mean(0))
+
+
+def _dreg(step: _Step) -> ObjectiveTerms:
+    z = step.q.from_noise(step.eps)
+    z_path = z.view_as(z)
+    log_px_z = step.log_px_z(z_path)
+    kl = step.q.detach().log_prob(z_path) - step.p.log_prob(z_path)
+    log_w = log_px_z - kl
+    weights = log_w.detach().softmax(0)
+    # On its way into φ through z the gradient is weighted once more: w² there, w for θ.
+    if z_path.requires_grad:
+        z_path.register_hook(lambda gradient: gradient * weights.unsqueeze(-1))
+    surrogate = (weights * log_w).sum(0)
+    return ObjectiveTerms(surrogate, _log_mean_exp(log_w), log_px_z.mean(0), kl.mean(0))
+
+
+def _score_function(step: _Step) -> ObjectiveTerms:
+    z = step.q.from_noise(step.eps).detach()
+    log_px_z, log_p, log_q = step.log_px_z(z), step.p.log_prob(z), step.q.log_prob(z)
+    value = log_px_z - step.beta * (log_q - log_p)
+    others = (value.sum(0) - value) / (len(value) - 1)
+    score = (value - others).detach() * log_q
+    surrogate = (log_px_z + step.beta * log_p + score).mean(0)
+    return ObjectiveTerms(surrogate, value.mean(0), log_px_z.mean(0), (log_q - log_p).mean(0))
+
+
+def _log_mean_exp(log_w: Tensor) -> Tensor:
+    return torch.logsumexp(log_w, 0) - math.log(len(log_w))
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+ESTIMATORS: dict[str, Callable[[_Step], ObjectiveTerms]] = {
+    "elbo": _elbo,
+    "iwae": _iwae,
+    "stl": _stl,
+    "dreg": _dreg,
+    "score_function": _score_function,
+}

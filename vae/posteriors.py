@@ -1,0 +1,362 @@
+"""Approximate posteriors q(z|x), each also drawn from given noise, and their KL to the prior.
+
+Shapes: B batch, L latent values, * any leading (sample) dimensions. A family is a module from
+the encoder's numbers (B, num_outputs) to a distribution of batch (B,), event (L,). Nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import register_kl
+from torch.func import functional_call
+
+from vae.networks import mlp
+from vae.priors import (
+    HALF_LOG_2PI,
+    DiagonalNormal,
+    LatentDistribution,
+    Reparameterized,
+    StandardNormal,
+)
+
+
+class CholeskyNormal(Reparameterized):
+    """N(loc, S Sᵀ): loc (*batch, L), scale_tril S (*batch, L, L), lower triangular."""
+
+    def __init__(self, loc: Tensor, scale_tril: Tensor) -> None:
+        super().__init__(loc.shape[:-1], loc.shape[-1], loc)
+        self.loc = loc
+        self.scale_tril = scale_tril
+
+    @property
+    def log_diagonal(self) -> Tensor:
+        return self.scale_tril.diagonal(dim1=-2, dim2=-1).log()
+
+    def from_noise(self, eps: Tensor) -> Tensor:
+        return self.loc + self._by_columns(torch.matmul, eps)
+
+    def from_noise_with_log_prob(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+        return self.from_noise(eps), self._log_prob_of_standardised(eps)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self._log_prob_of_standardised(self._by_columns(_solve, value - self.loc))
+
+    def _log_prob_of_standardised(self, eps: Tensor) -> Tensor:
+        constant = HALF_LOG_2PI * self.event_shape[0]
+        return -0.5 * eps.square().sum(-1) - (self.log_diagonal.sum(-1) + constant)
+
+    def _by_columns(self, apply: Callable[[Tensor, Tensor], Tensor], value: Tensor) -> Tensor:
+        """apply(S, value) for each vector, all samples of one S as the columns of one matrix."""
+        shape = torch.broadcast_shapes(value.shape, self.loc.shape)
+        value = value.expand(shape)
+        num_batch = len(self.batch_shape)
+        samples = shape[: len(shape) - 1 - num_batch]
+        columns = value.reshape(samples.numel(), *shape[len(samples) :]).movedim(0, -1)
+        return apply(self.scale_tril, columns).movedim(-1, 0).reshape(shape)
+
+    def detach(self) -> CholeskyNormal:
+        return CholeskyNormal(self.loc.detach(), self.scale_tril.detach())
+
+    def take(self, index: Tensor) -> CholeskyNormal:
+        return CholeskyNormal(self.loc[index], self.scale_tril[index])
+
+    def entropy(self) -> Tensor:
+        return self.log_diagonal.sum(-1) + (0.5 + HALF_LOG_2PI) * self.event_shape[0]
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        return self.scale_tril @ self.scale_tril.mT
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        return self.scale_tril.square().sum(-1)
+
+
+def _solve(scale_tril: Tensor, columns: Tensor) -> Tensor:
+    return torch.linalg.solve_triangular(scale_tril, columns, upper=False)
+
+
+class FlowDistribution(Reparameterized):
+    """A diagonal Gaussian pushed through an invertible map f(·; context).
+
+    log q(z) = log base(f⁻¹(z)) - log |det ∂f|. Rezende and Mohamed (2015), eq. 5.
+    """
+
+    def __init__(self, base: DiagonalNormal, flow: Callable[..., Any], context: Tensor) -> None:
+        super().__init__(base.batch_shape, base.event_shape[0], base.loc)
+        self.base = base
+        self.flow = flow
+        self.context = context
+
+    def from_noise(self, eps: Tensor) -> Tensor:
+        return self.flow(self.base.from_noise(eps), self.context)[0]
+
+    def from_noise_with_log_prob(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+        start, log_base = self.base.from_noise_with_log_prob(eps)
+        z, log_det = self.flow(start, self.context)
+        return z, log_base - log_det
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        start, log_det = self.flow(value, self.context, inverse=True)
+        return self.base.log_prob(start) + log_det
+
+    def detach(self) -> FlowDistribution:
+        return FlowDistribution(self.base.detach(), _stopped(self.flow), self.context.detach())
+
+    def take(self, index: Tensor) -> FlowDistribution:
+        return FlowDistribution(self.base.take(index), self.flow, self.context[index])
+
+
+class HierarchicalPosterior(Reparameterized):
+    """q(z|x) = q(z_1|x) Π q(z_{i+1} | z_i) over the concatenation (z_1, …, z_n).
+
+    Burda, Grosse and Salakhutdinov (2016), eq. 2.
+    """
+
+    def __init__(
+        self,
+        first: Reparameterized,
+        conditionals: Sequence[Callable[[Tensor], Reparameterized]],
+        sizes: Sequence[int],
+    ) -> None:
+        super().__init__(first.batch_shape, sum(sizes), first._like)
+        self.first = first
+        self.conditionals = conditionals
+        self.sizes = list(sizes)
+
+    def from_noise(self, eps: Tensor) -> Tensor:
+        return self.from_noise_with_log_prob(eps)[0]
+
+    def from_noise_with_log_prob(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+        noise = eps.split(self.sizes, -1)
+        z, log_prob = self.first.from_noise_with_log_prob(noise[0])
+        blocks = [z]
+        for conditional, noise_i in zip(self.conditionals, noise[1:], strict=True):
+            z, log_prob_i = conditional(z).from_noise_with_log_prob(noise_i)
+            blocks.append(z)
+            log_prob = log_prob + log_prob_i
+        return torch.cat(blocks, -1), log_prob
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        blocks = value.split(self.sizes, -1)
+        log_prob = self.first.log_prob(blocks[0])
+        for conditional, lower, upper in zip(
+            self.conditionals, blocks[:-1], blocks[1:], strict=True
+        ):
+            log_prob = log_prob + conditional(lower).log_prob(upper)
+        return log_prob
+
+    def detach(self) -> HierarchicalPosterior:
+        conditionals = [_stopped(conditional) for conditional in self.conditionals]
+        return HierarchicalPosterior(self.first.detach(), conditionals, self.sizes)
+
+    def take(self, index: Tensor) -> HierarchicalPosterior:
+        return HierarchicalPosterior(self.first.take(index), self.conditionals, self.sizes)
+
+
+def _stopped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same module with its weights as constants; gradients still reach its inputs."""
+    if not isinstance(function, nn.Module):
+        return function
+    weights = {name: weight.detach() for name, weight in function.named_parameters()}
+    return lambda *args, **kwargs: functional_call(function, weights, args, kwargs)
+
+
+class Family(Protocol):
+    """A posterior family: `num_outputs` numbers from the encoder become a distribution."""
+
+    num_outputs: int
+
+    def __call__(self, outputs: Tensor) -> Reparameterized: ...
+
+
+class DiagonalPosterior(nn.Module):
+    """q(z|x) = N(loc, diag(scale)²). The encoder's numbers: loc (L), log scale (L)."""
+
+    def __init__(self, *, latent_dim: int, width: int) -> None:
+        super().__init__()
+        self.num_outputs = 2 * latent_dim
+
+    def forward(self, outputs: Tensor) -> DiagonalNormal:
+        loc, log_scale = outputs.chunk(2, -1)
+        return DiagonalNormal(loc, log_scale)
+
+
+class FullPosterior(nn.Module):
+    """q(z|x) = N(loc, S Sᵀ), S lower triangular.
+
+    The encoder's numbers: loc (L), log of S's diagonal (L), S below its diagonal, row by row
+    (L(L-1)/2, the order of torch.tril_indices(L, L, -1)).
+    """
+
+    def __init__(self, *, latent_dim: int, width: int) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.num_outputs = 2 * latent_dim + latent_dim * (latent_dim - 1) // 2
+        rows, columns = torch.tril_indices(latent_dim, latent_dim, -1)
+        self.register_buffer("flat_index", rows * latent_dim + columns, persistent=False)
+        self.flat_index: Tensor
+
+    def forward(self, outputs: Tensor) -> CholeskyNormal:
+        size = self.latent_dim
+        loc, log_diagonal, lower = outputs.split([size, size, self.num_outputs - 2 * size], -1)
+        below = outputs.new_zeros(*outputs.shape[:-1], size * size)
+        below = below.index_copy(-1, self.flat_index, lower)
+        below = below.unflatten(-1, (size, size))
+        return CholeskyNormal(loc, below + torch.diag_embed(log_diagonal.exp()))
+
+
+class FlowPosterior(nn.Module):
+    """A coupling flow, conditioned on x, on top of the diagonal posterior.
+
+    The encoder's numbers: loc (L), log scale (L), context (`width`).
+    """
+
+    def __init__(self, *, latent_dim: int, width: int, num_layers: int = 4) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.num_outputs = 2 * latent_dim + width
+        self.flow = CouplingFlow(latent_dim, width, num_layers)
+
+    def forward(self, outputs: Tensor) -> FlowDistribution:
+        loc, log_scale, context = outputs.tensor_split([self.latent_dim, 2 * self.latent_dim], -1)
+        return FlowDistribution(DiagonalNormal(loc, log_scale), self.flow, context.tanh())
+
+
+class CouplingFlow(nn.Module):
+    """Affine coupling layers, the two halves of z taking turns; the identity at the start.
+
+    Dinh, Sohl-Dickstein and Bengio (2017), eq. 7 and 8. With one latent value, one half is empty
+    and each layer's shift and scale depend on the context only.
+    """
+
+    def __init__(self, size: int, width: int, num_layers: int) -> None:
+        super().__init__()
+        self.sizes = [size - size // 2, size // 2]
+        turns = [i % 2 if size > 1 else 0 for i in range(num_layers)]
+        self.turns = turns
+        self.layers = nn.ModuleList(
+            Coupling(size - self.sizes[turn], self.sizes[turn], width) for turn in turns
+        )
+
+    def forward(self, z: Tensor, context: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        """z (*, *batch, L), context (*batch, width) -> the image, and log |det ∂f| (*, *batch).
+
+        `inverse` maps z to f⁻¹(z); the determinant is then the inverse map's.
+        """
+        batch = torch.broadcast_shapes(z.shape[:-1], context.shape[:-1])
+        halves = list(z.expand(*batch, z.shape[-1]).split(self.sizes, -1))
+        log_det = z.new_zeros(())
+        order = range(len(self.turns))
+        for i in reversed(order) if inverse else order:
+            turn = self.turns[i]
+            shift, log_scale = self.layers[i](halves[1 - turn], context)
+            if inverse:
+                halves[turn] = (halves[turn] - shift) * (-log_scale).exp()
+                log_det = log_det - log_scale.sum(-1)
+            else:
+                halves[turn] = torch.addcmul(shift, halves[turn], log_scale.exp())
+                log_det = log_det + log_scale.sum(-1)
+        return torch.cat(halves, -1), log_det
+
+
+class Coupling(nn.Module):
+    """Shift and log-scale of one half of z, given the other half and the context."""
+
+    def __init__(self, num_given: int, num_changed: int, width: int) -> None:
+        super().__init__()
+        self.from_context = mlp(width, (), width, "tanh")
+        self.from_given = nn.Linear(num_given, width, bias=False) if num_given else None
+        self.output = nn.Linear(width, 2 * num_changed)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, given: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.from_context(context)
+        if self.from_given is not None:
+            hidden = hidden + self.from_given(given)
+        shift, log_scale = self.output(hidden.tanh()).to(given.dtype).chunk(2, -1)
+        return shift, 2 * torch.tanh(0.5 * log_scale)
+
+
+class ConditionalPosterior(nn.Module):
+    """q(upper | lower): a posterior family whose parameters an MLP computes."""
+
+    def __init__(
+        self, lower: int, hidden: Sequence[int], activation: str, family: nn.Module
+    ) -> None:
+        super().__init__()
+        num_outputs: int = family.num_outputs  # pyright: ignore[reportAssignmentType]
+        self.network = mlp(lower, hidden, num_outputs, activation)
+        self.family = family
+
+    def forward(self, z: Tensor) -> Reparameterized:
+        return self.family(self.network(z).to(z.dtype))
+
+
+POSTERIORS: dict[str, type[DiagonalPosterior] | type[FullPosterior] | type[FlowPosterior]] = {
+    "diagonal": DiagonalPosterior,
+    "full": FullPosterior,
+    "flow": FlowPosterior,
+}
+
+
+def kl_per_dimension(q: LatentDistribution, p: LatentDistribution) -> Tensor | None:
+    """Closed-form KL(q‖p) in nats as a sum over latent dimensions, (*batch, L), or None.
+
+    Each term is at least 0. For a full covariance they follow the chain rule of the KL, in the
+    order of the dimensions: E KL(q(z_j | z_<j) ‖ p(z_j)).
+    """
+    formula = _CLOSED_FORMS.get((type(q), type(p)))
+    return None if formula is None else formula(q, p)
+
+
+def kl_divergence(q: LatentDistribution, p: LatentDistribution) -> Tensor | None:
+    """Closed-form KL(q‖p) in nats, (*batch), where there is one, else None."""
+    terms = kl_per_dimension(q, p)
+    return None if terms is None else terms.sum(-1)
+
+
+def kl_monte_carlo(q: Reparameterized, p: LatentDistribution, eps: Tensor) -> Tensor:
+    """Unbiased estimate of KL(q‖p) in nats, (*batch): eps (K, *batch, L), mean over K."""
+    z, log_q = q.from_noise_with_log_prob(eps)
+    return (log_q - p.log_prob(z)).mean(0)
+
+
+def _diagonal_standard(q: DiagonalNormal, p: StandardNormal) -> Tensor:
+    """Kingma and Welling (2014), appendix B."""
+    return 0.5 * (q.loc.square() + q.scale.square() - 1) - q.log_scale
+
+
+def _diagonal_diagonal(q: DiagonalNormal, p: DiagonalNormal) -> Tensor:
+    ratio = (q.scale / p.scale).square()
+    distance = ((q.loc - p.loc) / p.scale).square()
+    return 0.5 * (ratio + distance - 1) - (q.log_scale - p.log_scale)
+
+
+def _cholesky_standard(q: CholeskyNormal, p: StandardNormal) -> Tensor:
+    return 0.5 * (q.loc.square() + q.variance - 1) - q.log_diagonal
+
+
+_CLOSED_FORMS: dict[tuple[type, type], Callable[[Any, Any], Tensor]] = {
+    (DiagonalNormal, StandardNormal): _diagonal_standard,
+    (DiagonalNormal, DiagonalNormal): _diagonal_diagonal,
+    (CholeskyNormal, StandardNormal): _cholesky_standard,
+}
+
+
+def _register(q: type, p: type, formula: Callable[[Any, Any], Tensor]) -> None:
+    """Let torch.distributions.kl_divergence know the closed form too."""
+    register_kl(q, p)(lambda q, p: formula(q, p).sum(-1))
+
+
+for (_q, _p), _formula in _CLOSED_FORMS.items():
+    _register(_q, _p, _formula)

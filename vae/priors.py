@@ -1,0 +1,312 @@
+"""Priors p(z), and the Gaussian building block that priors and posteriors share.
+
+Shapes: B batch, L latent values, M mixture components; * any leading (sample) dimensions.
+All log-densities are in nats.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from vae.networks import mlp
+
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class LatentDistribution(Distribution):
+    """A distribution over latent vectors: batch `batch_shape`, event (L,)."""
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
+
+    def __init__(self, batch_shape: Sequence[int], event_size: int, like: Tensor) -> None:
+        super().__init__(Size(batch_shape), Size((event_size,)), validate_args=False)
+        self._like = like
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.real_vector
+
+    def _noise(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        device = self._like.device if generator is None else generator.device
+        noise = torch.randn(shape, dtype=self._like.dtype, device=device, generator=generator)
+        return noise.to(self._like.device)
+
+
+class Reparameterized(LatentDistribution):
+    """A distribution drawn by pushing standard normal noise through a differentiable map."""
+
+    has_rsample = True
+
+    @abstractmethod
+    def from_noise(self, eps: Tensor) -> Tensor:
+        """The map: eps (*, *batch, L), standard normal -> z (*, *batch, L)."""
+
+    @abstractmethod
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log q(value) in nats: (*, *batch, L) -> (*, *batch)."""
+
+    @abstractmethod
+    def detach(self) -> Self:
+        """The same distribution with every parameter stopped; its log_prob still follows z."""
+
+    @abstractmethod
+    def take(self, index: Tensor) -> Self:
+        """The members `index` of the (first) batch dimension."""
+
+    def from_noise_with_log_prob(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """z = from_noise(eps) and log q(z), the latter along the way where that is cheaper."""
+        z = self.from_noise(eps)
+        return z, self.log_prob(z)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self.from_noise(self._noise((*sample_shape, *self.batch_shape, *self.event_shape)))
+
+    @torch.no_grad()
+    def sample(
+        self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None
+    ) -> Tensor:
+        shape = (*sample_shape, *self.batch_shape, *self.event_shape)
+        return self.from_noise(self._noise(shape, generator))
+
+    @property
+    def mean(self) -> Tensor:
+        """E[z], (*batch, L): by 512 quasi-random points, always the same ones."""
+        return self._quasi_sample().mean(0)
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[z], (*batch, L): by 512 quasi-random points, always the same ones."""
+        return self._quasi_sample().var(0, correction=0)
+
+    def _quasi_sample(self) -> Tensor:
+        noise = _quasi_normal(self.event_shape[0]).to(self._like)
+        singletons = (1,) * len(self.batch_shape)
+        noise = noise.reshape(len(noise), *singletons, -1)
+        return self.from_noise(noise.expand(-1, *self.batch_shape, -1))
+
+
+@functools.cache
+def _quasi_normal(size: int, num_points: int = 512) -> Tensor:
+    """Scrambled Sobol points through the normal quantile function, (num_points, size)."""
+    engine = torch.quasirandom.SobolEngine(size, scramble=True, seed=0)
+    uniform = engine.draw(num_points, dtype=torch.float64)
+    return torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9))
+
+
+class DiagonalNormal(Reparameterized):
+    """N(loc, diag(exp(log_scale))²); both arguments (*batch, L)."""
+
+    def __init__(self, loc: Tensor, log_scale: Tensor) -> None:
+        super().__init__(loc.shape[:-1], loc.shape[-1], loc)
+        self.loc = loc
+        self.log_scale = log_scale
+        self.scale = log_scale.exp()
+
+    def from_noise(self, eps: Tensor) -> Tensor:
+        return torch.addcmul(self.loc, self.scale, eps)
+
+    def from_noise_with_log_prob(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+        return self.from_noise(eps), self._log_prob_of_standardised(eps)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self._log_prob_of_standardised((value - self.loc) / self.scale)
+
+    def _log_prob_of_standardised(self, eps: Tensor) -> Tensor:
+        constant = HALF_LOG_2PI * self.event_shape[0]
+        return -0.5 * eps.square().sum(-1) - (self.log_scale.sum(-1) + constant)
+
+    def detach(self) -> DiagonalNormal:
+        return DiagonalNormal(self.loc.detach(), self.log_scale.detach())
+
+    def take(self, index: Tensor) -> DiagonalNormal:
+        return DiagonalNormal(self.loc[index], self.log_scale[index])
+
+    @property
+    def scale_tril(self) -> Tensor:
+        return torch.diag_embed(self.scale)
+
+    def entropy(self) -> Tensor:
+        return self.log_scale.sum(-1) + (0.5 + HALF_LOG_2PI) * self.event_shape[0]
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        return self.scale.square()
+
+
+class StandardNormal(LatentDistribution):
+    """N(0, I): batch (), event (L,)."""
+
+    def __init__(self, loc: Tensor) -> None:
+        """`loc` is a zero vector (L,), which gives size, dtype and device."""
+        super().__init__((), loc.shape[-1], loc)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return -0.5 * value.square().sum(-1) - HALF_LOG_2PI * self.event_shape[0]
+
+    @torch.no_grad()
+    def sample(
+        self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None
+    ) -> Tensor:
+        return self._noise((*sample_shape, *self.event_shape), generator)
+
+    def entropy(self) -> Tensor:
+        return (torch.zeros_like(self._like) + (0.5 + HALF_LOG_2PI)).sum()
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.zeros_like(self._like)
+
+    @property
+    def variance(self) -> Tensor:
+        return torch.ones_like(self._like)
+
+
+class Mixture(LatentDistribution):
+    """Σ_m weight_m · component_m(z): components of batch (M,), log_weights (M,) normalised."""
+
+    def __init__(self, components: Reparameterized, log_weights: Tensor) -> None:
+        super().__init__((), components.event_shape[0], log_weights)
+        self.components = components
+        self.log_weights = log_weights
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        by_component = self.components.log_prob(value.unsqueeze(-2))
+        return torch.logsumexp(by_component + self.log_weights, -1)
+
+    @torch.no_grad()
+    def sample(
+        self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None
+    ) -> Tensor:
+        device = self._like.device if generator is None else generator.device
+        weights = self.log_weights.exp().to(device)
+        count = math.prod(sample_shape)
+        index = torch.multinomial(weights, count, replacement=True, generator=generator)
+        z = self.components.take(index.to(self._like.device)).sample(generator=generator)
+        return z.reshape(*sample_shape, *self.event_shape)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.log_weights.exp() @ self.components.mean
+
+    @property
+    def variance(self) -> Tensor:
+        second_moments = self.components.variance + self.components.mean.square()
+        return self.log_weights.exp() @ second_moments - self.mean.square()
+
+
+class HierarchicalPrior(LatentDistribution):
+    """p(z) = p(z_n) Π p(z_i | z_{i+1}) over the concatenation (z_1, …, z_n).
+
+    Burda, Grosse and Salakhutdinov (2016), eq. 1. `conditionals[i]` maps z_{i+2} to the
+    distribution of z_{i+1}.
+    """
+
+    def __init__(
+        self,
+        top: LatentDistribution,
+        conditionals: Sequence[Callable[[Tensor], DiagonalNormal]],
+        sizes: Sequence[int],
+    ) -> None:
+        super().__init__((), sum(sizes), top._like)
+        self.top = top
+        self.conditionals = conditionals
+        self.sizes = list(sizes)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        blocks = value.split(self.sizes, -1)
+        log_prob = self.top.log_prob(blocks[-1])
+        for conditional, lower, upper in zip(
+            self.conditionals, blocks[:-1], blocks[1:], strict=True
+        ):
+            log_prob = log_prob + conditional(upper).log_prob(lower)
+        return log_prob
+
+    @torch.no_grad()
+    def sample(
+        self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None
+    ) -> Tensor:
+        blocks = [_sample(self.top, sample_shape, generator)]
+        for conditional in reversed(self.conditionals):
+            blocks.append(conditional(blocks[-1]).sample(generator=generator))
+        return torch.cat(blocks[::-1], -1)
+
+
+def _sample(p: Any, sample_shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+    return p.sample(sample_shape, generator)
+
+
+class ConditionalNormal(nn.Module):
+    """p(lower | upper): a diagonal Gaussian whose parameters an MLP computes."""
+
+    def __init__(self, upper: int, lower: int, hidden: Sequence[int], activation: str) -> None:
+        super().__init__()
+        self.network = mlp(upper, hidden, 2 * lower, activation)
+
+    def forward(self, z: Tensor) -> DiagonalNormal:
+        loc, log_scale = self.network(z).to(z.dtype).chunk(2, -1)
+        return DiagonalNormal(loc, log_scale)
+
+
+Encode = Callable[[Tensor], Reparameterized]
+
+
+class NormalPrior(nn.Module):
+    """p(z) = N(0, I)."""
+
+    def __init__(self, *, latent_dim: int, num_components: int, input_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
+        self.loc: Tensor
+
+    def forward(self, encode: Encode) -> StandardNormal:
+        return StandardNormal(self.loc)
+
+
+class GaussianMixturePrior(nn.Module):
+    """p(z) = Σ_m weight_m N(loc_m, diag(scale_m)²), all learned."""
+
+    def __init__(self, *, latent_dim: int, num_components: int, input_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(num_components))
+        self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
+
+    def forward(self, encode: Encode) -> Mixture:
+        components = DiagonalNormal(self.loc, self.log_scale)
+        return Mixture(components, self.logits.log_softmax(0))
+
+
+class VampPrior(nn.Module):
+    """p(z) = 1/M Σ_m q(z | u_m) with learned pseudo-inputs u_m.
+
+    Tomczak and Welling (2018), eq. 9. `pseudo_inputs` are in standardised units; `encode` says
+    what they mean.
+    """
+
+    def __init__(self, *, latent_dim: int, num_components: int, input_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.pseudo_inputs = nn.Parameter(torch.randn(num_components, *input_shape))
+
+    def forward(self, encode: Encode) -> Mixture:
+        num_components = len(self.pseudo_inputs)
+        log_weights = self.pseudo_inputs.new_full((num_components,), -math.log(num_components))
+        return Mixture(encode(self.pseudo_inputs), log_weights)
+
+
+PRIORS: dict[str, type[NormalPrior] | type[GaussianMixturePrior] | type[VampPrior]] = {
+    "normal": NormalPrior,
+    "mixture": GaussianMixturePrior,
+    "vamp": VampPrior,
+}
