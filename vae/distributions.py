@@ -1,0 +1,471 @@
+"""The families p(x|z) is chosen from: torch Distributions over whole images or table rows.
+
+Each is a product over data values: parameters (*batch, *event), `log_prob` (*batch,) in nats, summed
+over the event. Values, means and samples are in data units: 0/1, grey levels 0…255, or raw.
+
+Grey levels: level x is the bin [x/256, (x+1)/256) of the unit interval. `loc` and `scale` of these
+families are on the unit interval, where 1 is 256 levels.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions import Distribution, StudentT, constraints
+
+from vae.numerics import (
+    LOG_SQRT_TWO_PI,
+    drawing_from,
+    log1mexp,
+    log_gamma_half_step,
+    log_normal_interval,
+    log_truncated_exponential_integral,
+    sum_event,
+    truncated_exponential_mean,
+    truncated_exponential_variance,
+)
+
+LEVELS = 256
+LOG_LEVELS = math.log(LEVELS)
+
+
+class Factorised(Distribution):
+    """p(x) = prod_d p(x_d). A family gives `values_log_prob` and `_draw`, per data value.
+
+    parameter: any parameter of full shape (*batch, *event); it sets dtype and device.
+    """
+
+    arg_constraints: Any = {}
+    value_support: constraints.Constraint = constraints.real
+
+    def __init__(self, parameter: Tensor, event_dims: int, *, validate_args: bool = False) -> None:
+        split = parameter.dim() - event_dims
+        self._like = parameter
+        super().__init__(parameter.shape[:split], parameter.shape[split:], validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(self.value_support, len(self.event_shape))
+
+    @abstractmethod
+    def values_log_prob(self, x: Tensor) -> Tensor:
+        """log p(x_d) of every value, in nats: (*batch, *event); x floating, in data units."""
+
+    @abstractmethod
+    def _draw(self, sample_shape: torch.Size) -> Tensor:
+        """Values of shape sample_shape + batch + event, in data units."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(x) in nats, (*batch,). value: any numeric dtype, data units, broadcastable."""
+        if self._validate_args:
+            self._validate_sample(value)
+        x = value.to(device=self._like.device, dtype=self._like.dtype)
+        return sum_event(self.values_log_prob(x), len(self.event_shape))
+
+    def sample(
+        self,
+        sample_shape: Any = (),
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw x in data units: sample_shape + batch + event. generator: else torch's global one."""
+        with torch.no_grad(), drawing_from(generator, self._like.device):
+            return self._draw(torch.Size(sample_shape))
+
+    def _uniform(self, sample_shape: torch.Size) -> Tensor:
+        # Centred between the representable steps: never 0 or 1, so every quantile is finite.
+        eps = torch.finfo(self._like.dtype).eps
+        u = torch.rand(
+            self._extended_shape(sample_shape), dtype=self._like.dtype, device=self._like.device
+        )
+        return u * (1 - eps) + eps / 2
+
+
+class FactorisedBase(Factorised):
+    """A product of torch's univariate distributions, `base` of shape (*batch, *event)."""
+
+    def __init__(self, base: Distribution, event_dims: int, *, validate_args: bool = False) -> None:
+        self.base = base
+        super().__init__(base.mean, event_dims, validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(self.base.support, len(self.event_shape))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.base.mean
+
+    @property
+    def variance(self) -> Tensor:
+        return self.base.variance
+
+    def values_log_prob(self, x: Tensor) -> Tensor:
+        return self.base.log_prob(x)
+
+    def _draw(self, sample_shape: torch.Size) -> Tensor:
+        return self.base.sample(sample_shape)
+
+
+class BernoulliPixels(Factorised):
+    """x_d = 1 with probability sigmoid(logits), else 0. logits: (*batch, *event)."""
+
+    value_support = constraints.boolean
+
+    def __init__(self, logits: Tensor, event_dims: int, *, validate_args: bool = False) -> None:
+        self.logits = logits
+        super().__init__(logits, event_dims, validate_args=validate_args)
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.sigmoid(self.logits)
+
+    @property
+    def variance(self) -> Tensor:
+        return torch.sigmoid(self.logits) * torch.sigmoid(-self.logits)
+
+    def values_log_prob(self, x: Tensor) -> Tensor:
+        return F.logsigmoid(self.logits * (2 * x - 1))
+
+    def _draw(self, sample_shape: torch.Size) -> Tensor:
+        return torch.bernoulli(self.mean.expand(self._extended_shape(sample_shape)))
+
+
+class StableStudentT(StudentT):
+    """torch's StudentT with a normaliser that keeps float32 digits at many degrees of freedom."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        y = (value - self.loc) / self.scale
+        normaliser = log_gamma_half_step(0.5 * self.df) - LOG_SQRT_TWO_PI - torch.log(self.scale)
+        return normaliser - 0.5 * (self.df + 1) * torch.log1p(y * y / self.df)
+
+
+# --- grey levels --------------------------------------------------------------------------------
+
+
+class GreyLevels(Factorised):
+    """A distribution of the 256 grey levels, by the exact mass of each."""
+
+    value_support = constraints.integer_interval(0, LEVELS - 1)
+
+    def level_log_probs(self) -> Tensor:
+        """log mass of each level 0…255: (256, *batch, *event). For tables and figures."""
+        levels = torch.arange(LEVELS, dtype=self._like.dtype, device=self._like.device)
+        shape = (1,) * self._like.dim()
+        return torch.stack([self.values_log_prob(level.expand(shape)) for level in levels])
+
+    def survival(self, level: int) -> Tensor:
+        """P(x_d >= level), (*batch, *event), for 1 <= level <= 255."""
+        raise NotImplementedError
+
+    @property
+    def mean(self) -> Tensor:
+        return self._moments()[0]
+
+    @property
+    def variance(self) -> Tensor:
+        first, second = self._moments()
+        return second - first.square()
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """E[x] and E[x^2] as sums of the survival function: exact, in memory of one image."""
+        first = torch.zeros_like(self._like)
+        second = torch.zeros_like(self._like)
+        for level in range(1, LEVELS):
+            survival = self.survival(level)
+            first = first + survival
+            second = second + (2 * level - 1) * survival
+        return first, second
+
+
+def _level(t: Tensor) -> Tensor:
+    """The level whose bin holds t; values outside the unit interval go to the nearest level."""
+    return torch.floor(LEVELS * t).clamp_(0, LEVELS - 1)
+
+
+def _is_edge(x: Tensor) -> Tensor:
+    return (x == 0) | (x == LEVELS - 1)
+
+
+class GreyGaussian(GreyLevels):
+    """N(loc, scale^2) on the unit interval, as a distribution of grey levels.
+
+    `log_prob` is the exact mass of the level's bin, `dequantized_log_prob` the density at (x+u)/256
+    in the same unit, whose mean over u ~ U[0, 1) it bounds from above (Theis et al. 2016, eq. 4).
+    The mass outside the unit interval (`log_tails`) belongs to no level; `mean` and `sample` put it
+    on the nearest one. scale: broadcastable to loc.
+    """
+
+    def __init__(
+        self, loc: Tensor, scale: Tensor, event_dims: int, *, validate_args: bool = False
+    ) -> None:
+        self.loc, self.scale = loc, scale
+        super().__init__(loc, event_dims, validate_args=validate_args)
+
+    def values_log_prob(self, x: Tensor) -> Tensor:
+        # (x + 1/2)/256 - loc is exact near the bin, so neighbouring bins agree on their edge.
+        distance = ((x + 0.5) / LEVELS - self.loc).abs() - 0.5 / LEVELS
+        return log_normal_interval(distance / self.scale, 1 / (LEVELS * self.scale))
+
+    def dequantized_log_prob(self, x: Tensor, u: Tensor) -> Tensor:
+        """log density of (x+u)/256 minus D log 256, in nats: (*batch,). u in [0, 1), like x."""
+        t = (x.to(self._like.dtype) + u.to(self._like.dtype)) / LEVELS
+        z = (t - self.loc) / self.scale
+        constant = torch.log(self.scale) + (LOG_SQRT_TWO_PI + LOG_LEVELS)
+        return sum_event(torch.addcmul(-constant, z, z, value=-0.5), len(self.event_shape))
+
+    def log_tails(self) -> tuple[Tensor, Tensor]:
+        """log mass below 0 and log mass from 1 up, each (*batch, *event)."""
+        infinite = torch.full_like(self.loc, torch.inf)
+        below = log_normal_interval(self.loc / self.scale, infinite)
+        return below, log_normal_interval((1 - self.loc) / self.scale, infinite)
+
+    def survival(self, level: int) -> Tensor:
+        return torch.special.ndtr((self.loc - level / LEVELS) / self.scale)
+
+    def _draw(self, sample_shape: torch.Size) -> Tensor:
+        noise = torch.randn(
+            self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device
+        )
+        return _level(self.loc + self.scale * noise)
+
+
+class DiscretizedGaussian(GreyLevels):
+    """N(loc, scale^2) rounded to grey levels: levels 0 and 255 also take the tails."""
+
+    def __init__(
+        self, loc: Tensor, scale: Tensor, event_dims: int, *, validate_args: bool = False
+    ) -> None:
+        self.loc, self.scale = loc, scale
+        super().__init__(loc, event_dims, validate_args=validate_args)
+
+    def values_log_prob(self, x: Tensor) -> Tensor:
+        offset = (x + 0.5) / LEVELS - self.loc
+        # An edge level has one edge only: its distance is signed, its width infinite.
+        outward = torch.where(x == 0, -1.0, 1.0).to(x.dtype)
+        distance = torch.where(_is_edge(x), offset * outward, offset.abs()) - 0.5 / LEVELS
+        width = torch.where(_is_edge(x), torch.inf, 1 / (LEVELS * self.scale))
+        return log_normal_interval(distance / self.scale, width)
+
+    def survival(self, level: int) -> Tensor:
+        return torch.special.ndtr((self.loc - level / LEVELS) / self.scale)
+
+    def _draw(self, sample_shape: torch.Size) -> Tensor:
+        noise = torch.randn(
+            self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device
+        )
+        return _level(self.loc + self.scale * noise)
+
+
+def _logistic_bin_log_prob(x: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """log mass of level x under a logistic whose tails belong to levels 0 and 255; broadcasts.
+
+    With edges a < b in units of the scale: sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a)
+    (1 - exp(a - b)), a product: no cancellation anywhere.
+    """
+    inverse = 1 / scale
+    width = inverse / LEVELS
+    a = (x / LEVELS - loc) * inverse
+    lower, upper = (x > 0).to(x.dtype), (x < LEVELS - 1).to(x.dtype)
+    log_mass = F.logsigmoid(-a) * lower + F.logsigmoid(a + width) * upper
+    return log_mass + log1mexp(width) * (lower * upper)
+
+
+class DiscretizedLogistic(GreyLevels):
+    """Logistic(loc, scale) rounded to grey levels: levels 0 and 255 also take the tails.
+
+    Kingma et al. 2016 (inverse autoregressive flow), eq. 12.
+    """
+
+    def __init__(
+        self, loc: Tensor, scale: Tensor, event_dims: int, *, validate_args: bool = False
+    ) -> None:
+        self.loc, self.scale = loc, scale
+        super().__init__(loc, event_dims, validate_args=validate_args)
+
+    def values_log_prob(self, x: Tensor) -> Tensor:
+        return _logistic_bin_log_prob(x, self.loc, self.scale)
+
+    def survival(self, level: int) -> Tensor:
+        return torch.sigmoid((self.loc - level / LEVELS) / self.scale)
+
+    def _draw(self, sample_shape: torch.Size) -> Tensor:
+        return _level(self.loc + self.scale * torch.logit(self._uniform(sample_shape)))
+
+
+class LogisticMixture(GreyLevels):
+    """Mixture of logistics rounded to grey levels, each value on its own given z.
+
+    Salimans et al. 2017 (PixelCNN++), eq. 2. Parameters: (*batch, components, *event).
+    """
+
+    def __init__(
+        self,
+        logits: Tensor,
+        loc: Tensor,
+        scale: Tensor,
+        event_dims: int,
+        *,
+        validate_args: bool = False,
+    ) -> None:
+        self._dim = -event_dims - 1
+        self.log_weights = F.log_softmax(logits, self._dim)
+        self.loc, self.scale = loc, scale
+        super().__init__(loc.select(self._dim, 0), event_dims, validate_args=validate_args)
+
+    def values_log_prob(self, x: Tensor) -> Tensor:
+        components = _logistic_bin_log_prob(x.unsqueeze(self._dim), self.loc, self.scale)
+        return torch.logsumexp(self.log_weights + components, self._dim)
+
+    def survival(self, level: int) -> Tensor:
+        components = torch.sigmoid((self.loc - level / LEVELS) / self.scale)
+        return (self.log_weights.exp() * components).sum(self._dim)
+
+    def _draw(self, sample_shape: torch.Size) -> Tensor:
+        shape = sample_shape + self.loc.shape
+        gumbel = -torch.empty(shape, dtype=self.loc.dtype, device=self.loc.device)
+        gumbel = -gumbel.exponential_().log()
+        chosen = (self.log_weights + gumbel).argmax(self._dim, keepdim=True)
+        loc = self.loc.expand(shape).gather(self._dim, chosen).squeeze(self._dim)
+        scale = self.scale.expand(shape).gather(self._dim, chosen).squeeze(self._dim)
+        return _level(loc + scale * torch.logit(self._uniform(sample_shape)))
+
+
+class ContinuousBernoulliGrey(GreyLevels):
+    """Continuous Bernoulli on [0, 1], density proportional to exp(logits t), as grey levels.
+
+    Loaiza-Ganem and Cunningham 2019, eqs. 5-8, from logits and exact for any of them: seen from the
+    favoured end (s = t for negative logits, else 1 - t) it is an exponential of rate |logits|
+    truncated to [0, 1]. `log_prob` is the exact mass of the level's bin, `dequantized_log_prob` the
+    density at (x+u)/256 in the same unit. logits: (*batch, *event).
+    """
+
+    def __init__(self, logits: Tensor, event_dims: int, *, validate_args: bool = False) -> None:
+        self.logits = logits
+        # Not abs() and sign(): their zero derivative at 0 would be wrong here.
+        self._sign = torch.where(logits < 0, -1.0, 1.0).to(logits.dtype)
+        self.rate = logits * self._sign
+        super().__init__(logits, event_dims, validate_args=validate_args)
+
+    def _from_favoured_end(self, centred: Tensor) -> Tensor:
+        """s for a t given as t - 1/2."""
+        return 0.5 - self._sign * centred
+
+    def values_log_prob(self, x: Tensor) -> Tensor:
+        near_edge = self._from_favoured_end((x + 0.5) / LEVELS - 0.5) - 0.5 / LEVELS
+        bin_ = log_truncated_exponential_integral(self.rate / LEVELS)
+        whole = log_truncated_exponential_integral(self.rate)
+        return torch.addcmul(bin_ - whole - LOG_LEVELS, self.rate, near_edge, value=-1)
+
+    def dequantized_log_prob(self, x: Tensor, u: Tensor) -> Tensor:
+        """log density of (x+u)/256 minus D log 256, in nats: (*batch,). u in [0, 1), like x."""
+        centred = ((x.to(self._like.dtype) - LEVELS / 2) + u.to(self._like.dtype)) / LEVELS
+        whole = log_truncated_exponential_integral(self.rate)
+        position = self._from_favoured_end(centred)
+        values = torch.addcmul(-LOG_LEVELS - whole, self.rate, position, value=-1)
+        return sum_event(values, len(self.event_shape))
+
+    def log_density(self, t: Tensor) -> Tensor:
+        """log density of each t in [0, 1], in nats of the unit interval: (*batch, *event)."""
+        whole = log_truncated_exponential_integral(self.rate)
+        return -self.rate * self._from_favoured_end(t - 0.5) - whole
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """P(t <= value) for value in [0, 1]: (*batch, *event)."""
+        rate = self.rate.clamp(min=torch.finfo(self.rate.dtype).tiny)
+        below = torch.expm1(-rate * value) / torch.expm1(-rate)
+        mirrored = torch.expm1(-rate * (1 - value)) / torch.expm1(-rate)
+        return torch.where(self._sign < 0, below, 1 - mirrored)
+
+    @property
+    def mean(self) -> Tensor:
+        steps = LEVELS * truncated_exponential_mean(self.rate)
+        steps = steps - truncated_exponential_mean(self.rate / LEVELS)
+        return torch.where(self._sign < 0, steps, LEVELS - 1 - steps)
+
+    @property
+    def variance(self) -> Tensor:
+        whole = LEVELS**2 * truncated_exponential_variance(self.rate)
+        return whole - truncated_exponential_variance(self.rate / LEVELS)
+
+    def _draw(self, sample_shape: torch.Size) -> Tensor:
+        u = self._uniform(sample_shape)
+        rate = self.rate.clamp(min=1e-4)
+        position = -torch.log1p(u * torch.expm1(-rate)) / rate
+        position = torch.where(self.rate < 1e-4, u, position)
+        return _level(torch.where(self._sign < 0, position, 1 - position))
+
+
+class BetaBinomial(GreyLevels):
+    """255 trials whose success probability is Beta(alpha, beta): (*batch, *event) each.
+
+    Skellam 1948. Computed in float64 whatever the dtype: log Gamma of large arguments cancels.
+    """
+
+    def __init__(
+        self, alpha: Tensor, beta: Tensor, event_dims: int, *, validate_args: bool = False
+    ) -> None:
+        self.alpha, self.beta = alpha, beta
+        super().__init__(alpha, event_dims, validate_args=validate_args)
+
+    def values_log_prob(self, x: Tensor) -> Tensor:
+        n = LEVELS - 1
+        x = x.double()
+        alpha, beta = self.alpha.double(), self.beta.double()
+        total = alpha + beta
+        choose = math.lgamma(n + 1) - torch.lgamma(x + 1) - torch.lgamma(n - x + 1)
+        gained = torch.lgamma(alpha + x) + torch.lgamma(beta + (n - x)) - torch.lgamma(total + n)
+        start = torch.lgamma(alpha) + torch.lgamma(beta) - torch.lgamma(total)
+        return (choose + gained - start).to(self.alpha.dtype)
+
+    @property
+    def mean(self) -> Tensor:
+        return (LEVELS - 1) * self.alpha / (self.alpha + self.beta)
+
+    @property
+    def variance(self) -> Tensor:
+        n, total = LEVELS - 1, self.alpha + self.beta
+        binomial = n * (self.alpha / total) * (self.beta / total)
+        return binomial * (total + n) / (total + 1)
+
+    def _draw(self, sample_shape: torch.Size) -> Tensor:
+        shape = self._extended_shape(sample_shape)
+        # Through log Gamma(1 + a) + log(u)/a: a Gamma draw of tiny shape would underflow.
+        log_odds = torch.zeros(shape, dtype=torch.float64, device=self._like.device)
+        for concentration, sign in ((self.alpha, 1.0), (self.beta, -1.0)):
+            a = concentration.double().expand(shape)
+            u = torch.empty_like(log_odds).exponential_()
+            log_odds += sign * (torch._standard_gamma(a + 1).log() - u / a)
+        p = torch.sigmoid(log_odds)
+        return torch.binomial(torch.full_like(p, LEVELS - 1), p).to(self._like.dtype)
+
+
+class CategoricalLevels(GreyLevels):
+    """A free mass for each grey level. logits: (*batch, 256, *event)."""
+
+    def __init__(self, logits: Tensor, event_dims: int, *, validate_args: bool = False) -> None:
+        self._dim = -event_dims - 1
+        self.logits = logits
+        super().__init__(logits.select(self._dim, 0), event_dims, validate_args=validate_args)
+
+    def values_log_prob(self, x: Tensor) -> Tensor:
+        index = x.long().expand(self._like.shape).unsqueeze(self._dim)
+        chosen = self.logits.gather(self._dim, index).squeeze(self._dim)
+        return chosen - torch.logsumexp(self.logits, self._dim)
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        probs = torch.softmax(self.logits, self._dim).movedim(self._dim, -1)
+        levels = torch.arange(LEVELS, dtype=probs.dtype, device=probs.device)
+        return (probs * levels).sum(-1), (probs * levels.square()).sum(-1)
+
+    def _draw(self, sample_shape: torch.Size) -> Tensor:
+        shape = sample_shape + self.logits.shape
+        noise = torch.empty(shape, dtype=self._like.dtype, device=self._like.device)
+        gumbel = -noise.exponential_().log()
+        return (self.logits + gumbel).argmax(self._dim).to(self._like.dtype)
