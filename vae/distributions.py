@@ -1,6 +1,6 @@
 """The families p(x|z) is chosen from: torch Distributions over whole images or table rows.
 
-Each is a product over data values: parameters (*batch, *event), `log_prob` (*batch,) in nats, summed
+Each is a product over data values: parameters (*batch, *event), `log_prob` (*batch,) in nats, a sum
 over the event. Values, means and samples are in data units: 0/1, grey levels 0…255, or raw.
 
 Grey levels: level x is the bin [x/256, (x+1)/256) of the unit interval. `loc` and `scale` of these
@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Distribution, StudentT, constraints
+from torch.nn.functional import log_softmax, logsigmoid
 
 from vae.numerics import (
     LOG_SQRT_TWO_PI,
@@ -40,8 +40,8 @@ class Factorised(Distribution):
     parameter: any parameter of full shape (*batch, *event); it sets dtype and device.
     """
 
-    arg_constraints: Any = {}
-    value_support: constraints.Constraint = constraints.real
+    arg_constraints: ClassVar[dict] = {}
+    value_support: ClassVar[constraints.Constraint] = constraints.real
 
     def __init__(self, parameter: Tensor, event_dims: int, *, validate_args: bool = False) -> None:
         split = parameter.dim() - event_dims
@@ -67,12 +67,8 @@ class Factorised(Distribution):
         x = value.to(device=self._like.device, dtype=self._like.dtype)
         return sum_event(self.values_log_prob(x), len(self.event_shape))
 
-    def sample(
-        self,
-        sample_shape: Any = (),
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Draw x in data units: sample_shape + batch + event. generator: else torch's global one."""
+    def sample(self, sample_shape: Any = (), generator: torch.Generator | None = None) -> Tensor:
+        """x in data units, sample_shape + batch + event; from torch's global generator if None."""
         with torch.no_grad(), drawing_from(generator, self._like.device):
             return self._draw(torch.Size(sample_shape))
 
@@ -129,7 +125,7 @@ class BernoulliPixels(Factorised):
         return torch.sigmoid(self.logits) * torch.sigmoid(-self.logits)
 
     def values_log_prob(self, x: Tensor) -> Tensor:
-        return F.logsigmoid(self.logits * (2 * x - 1))
+        return logsigmoid(self.logits * (2 * x - 1))
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
         return torch.bernoulli(self.mean.expand(self._extended_shape(sample_shape)))
@@ -273,7 +269,7 @@ def _logistic_bin_log_prob(x: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     width = inverse / LEVELS
     a = (x / LEVELS - loc) * inverse
     lower, upper = (x > 0).to(x.dtype), (x < LEVELS - 1).to(x.dtype)
-    log_mass = F.logsigmoid(-a) * lower + F.logsigmoid(a + width) * upper
+    log_mass = logsigmoid(-a) * lower + logsigmoid(a + width) * upper
     return log_mass + log1mexp(width) * (lower * upper)
 
 
@@ -315,7 +311,7 @@ class LogisticMixture(GreyLevels):
         validate_args: bool = False,
     ) -> None:
         self._dim = -event_dims - 1
-        self.log_weights = F.log_softmax(logits, self._dim)
+        self.log_weights = log_softmax(logits, self._dim)
         self.loc, self.scale = loc, scale
         super().__init__(loc.select(self._dim, 0), event_dims, validate_args=validate_args)
 

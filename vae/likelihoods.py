@@ -1,8 +1,8 @@
 """Decoder output -> p(x|z). One small class for each likelihood, one table of their names.
 
 A likelihood is a module: it turns the decoder's raw output (*batch, outputs_per_value, *data_shape)
-into a torch Distribution with batch shape *batch and event shape data_shape, whose `log_prob` is in
-the data space's reporting measure (nats of 0/1 data, of 256-level data, or of density in raw units).
+into a torch Distribution with batch shape *batch and event shape data_shape. Its `log_prob` is in
+the data space's reporting measure: nats of 0/1 data, of 256-level data, or of density in raw units.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from abc import abstractmethod
 from typing import ClassVar, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution, Laplace, Normal
+from torch.nn.functional import softplus
 
 from vae import distributions as families
 from vae.distributions import LEVELS
@@ -35,7 +35,8 @@ class Likelihood(nn.Module):
 
     space: one of SPACES. data_shape: shape of one example. min_scale: floor of learned scales, in
     standardised units (`continuous`) or on the unit interval (`grey8`, where 1 is 256 levels).
-    num_components: components of a mixture; others ignore it.
+    num_components: components of a mixture; others ignore it. `outputs_per_value` is how many
+    numbers the decoder gives for each data value.
 
     Raises ValueError where the likelihood doesn't model the space, or a number is out of range.
     """
@@ -43,6 +44,7 @@ class Likelihood(nn.Module):
     name: ClassVar[str]
     spaces: ClassVar[frozenset[str]]
     gives: ClassVar[str]
+    outputs_per_value: int
 
     def __init__(
         self,
@@ -62,11 +64,6 @@ class Likelihood(nn.Module):
         self.data_shape = tuple(data_shape)
         self.min_scale = min_scale
         self.num_components = num_components
-
-    @property
-    @abstractmethod
-    def outputs_per_value(self) -> int:
-        """How many numbers the decoder gives for each data value."""
 
     @property
     def dequantizes(self) -> bool:
@@ -103,7 +100,7 @@ class Likelihood(nn.Module):
     # --- shared by the families with a location and a scale --------------------------------------
 
     def _scale(self, raw: Tensor) -> Tensor:
-        return self.min_scale + F.softplus(raw)
+        return self.min_scale + softplus(raw)
 
     def _raw_scale(self, scale: Tensor) -> Tensor:
         """The raw value of a starting scale (at least twice the floor)."""
@@ -275,9 +272,18 @@ class LogisticMixture(Likelihood):
     spaces = frozenset({"grey8"})
     gives = _GREY
 
-    @property
-    def outputs_per_value(self) -> int:
-        return 3 * self.num_components
+    def __init__(
+        self,
+        *,
+        space: str,
+        data_shape: tuple[int, ...],
+        min_scale: float = 1e-3,
+        num_components: int = 5,
+    ) -> None:
+        super().__init__(
+            space=space, data_shape=data_shape, min_scale=min_scale, num_components=num_components
+        )
+        self.outputs_per_value = 3 * num_components
 
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
         component_dim = -len(self.data_shape) - 1
@@ -328,7 +334,7 @@ class BetaBinomial(Likelihood):
     outputs_per_value = 2
 
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
-        alpha, beta = (_MIN_CONCENTRATION + F.softplus(part) for part in raw)
+        alpha, beta = (_MIN_CONCENTRATION + softplus(part) for part in raw)
         return families.BetaBinomial(alpha, beta, len(self.data_shape))
 
     def initial_bias(self, mean: Tensor, std: Tensor) -> Tensor:
@@ -373,7 +379,7 @@ class StudentT(Likelihood):
     outputs_per_value = 3
 
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
-        df = 1 + F.softplus(raw[2])
+        df = 1 + softplus(raw[2])
         location, width = loc + scale * raw[0], scale * self._scale(raw[1])
         base = families.StableStudentT(df, location, width, validate_args=False)
         return families.FactorisedBase(base, len(self.data_shape))
@@ -430,7 +436,8 @@ def check_likelihood(name: str, space: str) -> None:
     """
     if space not in SPACES:
         raise ValueError(
-            f"data.space must be one of {', '.join(SPACES)}; found {space!r}{_nearest(space, SPACES)}"
+            f"data.space must be one of {', '.join(SPACES)}; "
+            f"found {space!r}{_nearest(space, SPACES)}"
         )
     here = [kind.name for kind in LIKELIHOODS.values() if space in kind.spaces]
     if name not in LIKELIHOODS:
