@@ -21,6 +21,7 @@ from vae.priors import (
     LatentDistribution,
     Reparameterized,
     StandardNormal,
+    bounded_log_scale,
 )
 
 
@@ -179,21 +180,24 @@ class Family(Protocol):
 
 
 class DiagonalPosterior(nn.Module):
-    """q(z|x) = N(loc, diag(scale)²). The encoder's numbers: loc (L), log scale (L)."""
+    """q(z|x) = N(loc, diag(scale)²). The encoder's numbers: loc (L), raw log scale (L).
+
+    The log scale is `bounded_log_scale` of its raw number, here and below.
+    """
 
     def __init__(self, *, latent_dim: int, width: int) -> None:
         super().__init__()
         self.num_outputs = 2 * latent_dim
 
     def forward(self, outputs: Tensor) -> DiagonalNormal:
-        loc, log_scale = outputs.chunk(2, -1)
-        return DiagonalNormal(loc, log_scale)
+        loc, raw = outputs.chunk(2, -1)
+        return DiagonalNormal(loc, bounded_log_scale(raw))
 
 
 class FullPosterior(nn.Module):
     """q(z|x) = N(loc, S Sᵀ), S lower triangular.
 
-    The encoder's numbers: loc (L), log of S's diagonal (L), S below its diagonal, row by row
+    The encoder's numbers: loc (L), raw log of S's diagonal (L), S below its diagonal, row by row
     (L(L-1)/2, the order of torch.tril_indices(L, L, -1)).
     """
 
@@ -207,17 +211,17 @@ class FullPosterior(nn.Module):
 
     def forward(self, outputs: Tensor) -> CholeskyNormal:
         size = self.latent_dim
-        loc, log_diagonal, lower = outputs.split([size, size, self.num_outputs - 2 * size], -1)
+        loc, raw, lower = outputs.split([size, size, self.num_outputs - 2 * size], -1)
         below = outputs.new_zeros(*outputs.shape[:-1], size * size)
         below = below.index_copy(-1, self.flat_index, lower)
         below = below.unflatten(-1, (size, size))
-        return CholeskyNormal(loc, below + torch.diag_embed(log_diagonal.exp()))
+        return CholeskyNormal(loc, below + torch.diag_embed(bounded_log_scale(raw).exp()))
 
 
 class FlowPosterior(nn.Module):
     """A coupling flow, conditioned on x, on top of the diagonal posterior.
 
-    The encoder's numbers: loc (L), log scale (L), context (`width`).
+    The encoder's numbers: loc (L), raw log scale (L), context (`width`).
     """
 
     def __init__(self, *, latent_dim: int, width: int, num_layers: int = 4) -> None:
@@ -227,8 +231,9 @@ class FlowPosterior(nn.Module):
         self.flow = CouplingFlow(latent_dim, width, num_layers)
 
     def forward(self, outputs: Tensor) -> FlowDistribution:
-        loc, log_scale, context = outputs.tensor_split([self.latent_dim, 2 * self.latent_dim], -1)
-        return FlowDistribution(DiagonalNormal(loc, log_scale), self.flow, context.tanh())
+        loc, raw, context = outputs.tensor_split([self.latent_dim, 2 * self.latent_dim], -1)
+        base = DiagonalNormal(loc, bounded_log_scale(raw))
+        return FlowDistribution(base, self.flow, context.tanh())
 
 
 class CouplingFlow(nn.Module):

@@ -19,6 +19,29 @@ from torch.distributions import Distribution, constraints
 from vae.networks import mlp
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+LOG_SCALE_BOUND = 10.0
+
+
+def bounded_log_scale(raw: Tensor) -> Tensor:
+    """A network's number -> the log of a standard deviation, between -10 and 10.
+
+    10 tanh(raw / 10), nearly the identity where it matters: an outlier far from the training data
+    must not make exp(log scale) overflow, nor a scale so small that z - loc loses its digits.
+    """
+    return LOG_SCALE_BOUND * torch.tanh(raw / LOG_SCALE_BOUND)
+
+
+def raw_log_scale(log_scale: Tensor) -> Tensor:
+    """The inverse of `bounded_log_scale`: what a network must put out for this log scale.
+
+    Raises ValueError where no number gives it, |log scale| >= 10.
+    """
+    if not bool((log_scale.abs() < LOG_SCALE_BOUND).all()):
+        worst = log_scale.abs().max().item()
+        raise ValueError(
+            f"posterior scales lie between exp(-10) and exp(10); found |log scale| {worst:.3g}"
+        )
+    return LOG_SCALE_BOUND * torch.atanh(log_scale / LOG_SCALE_BOUND)
 
 
 class LatentDistribution(Distribution):
@@ -256,7 +279,7 @@ class ConditionalNormal(nn.Module):
 
     def forward(self, z: Tensor) -> DiagonalNormal:
         loc, log_scale = self.network(z).to(z.dtype).chunk(2, -1)
-        return DiagonalNormal(loc, log_scale)
+        return DiagonalNormal(loc, bounded_log_scale(log_scale))
 
 
 Encode = Callable[[Tensor], Reparameterized]
