@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, StudentT, constraints
+from torch.distributions import Distribution, Gamma, StudentT, constraints
 from torch.nn.functional import log_softmax, logsigmoid
 
 from vae.numerics import (
@@ -40,13 +40,16 @@ class Factorised(Distribution):
     parameter: any parameter of full shape (*batch, *event); it sets dtype and device.
     """
 
-    arg_constraints: ClassVar[dict] = {}
     value_support: ClassVar[constraints.Constraint] = constraints.real
 
     def __init__(self, parameter: Tensor, event_dims: int, *, validate_args: bool = False) -> None:
         split = parameter.dim() - event_dims
         self._like = parameter
         super().__init__(parameter.shape[:split], parameter.shape[split:], validate_args)
+
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        return {}
 
     @property
     def support(self) -> constraints.Constraint:
@@ -437,7 +440,7 @@ class BetaBinomial(GreyLevels):
         for concentration, sign in ((self.alpha, 1.0), (self.beta, -1.0)):
             a = concentration.double().expand(shape)
             u = torch.empty_like(log_odds).exponential_()
-            log_odds += sign * (torch._standard_gamma(a + 1).log() - u / a)
+            log_odds += sign * (Gamma(a + 1, torch.ones_like(a)).sample().log() - u / a)
         p = torch.sigmoid(log_odds)
         return torch.binomial(torch.full_like(p, LEVELS - 1), p).to(self._like.dtype)
 
