@@ -1,0 +1,298 @@
+"""params.yaml → `Params`: the only reader of params.yaml, at the door of every stage.
+
+Each section is a frozen dataclass; those of the training objective and the training loop stand
+beside the code that they configure, in `vae`. All faults of the file are reported at once, each
+with its line, its key, the value found and what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+from pipeline.fields import checked, describe, shown
+from pipeline.stage import UserError, run_stage
+from pipeline.yaml_file import YamlFile, read_yaml
+from vae.likelihoods import LIKELIHOODS, check_likelihood
+from vae.model import VAEConfig
+from vae.objectives import Objective
+from vae.training import TrainingConfig
+
+PARAMS_FILE = Path("params.yaml")
+
+Count = Annotated[int, Ge(1)]
+Seed = Annotated[int, Ge(0), Le(2**31 - 1)]
+Fraction = Annotated[float, Gt(0), Lt(1)]
+Name = Annotated[str, MinLen(1)]
+Size = Annotated[int, Ge(1), Le(65536)]
+
+
+class Section:
+    """A section of params.yaml; types and ranges of its fields are checked when it is made."""
+
+    def __post_init__(self) -> None:
+        found = {name: getattr(self, name) for name in _defaults(type(self))}
+        _, wrong = _check_types(type(self), found)
+        faults = [f"{key}: {text}" for key, text in wrong.items()] or list(self._faults())
+        if faults:
+            raise ValueError("\n".join(faults))
+
+    def _faults(self) -> Iterable[str]:
+        """What is wrong between fields, each as "key: expected …, got …"."""
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataParams(Section):
+    """`data`: where examples come from, as what they are modelled, and how they are split."""
+
+    source: Name
+    root: Name | None
+    space: Literal["binary", "grey8", "continuous"]
+    binarization: Literal["dynamic", "static", "threshold"]
+    valid_fraction: Fraction
+    test_fraction: Fraction
+    seed: Seed
+    limit: Annotated[int, Ge(10)] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelParams(Section):
+    """`model`: what a `VAEConfig` needs besides the data's shape and space."""
+
+    latent_dim: Size | Annotated[tuple[Size, ...], MinLen(1)] | None
+    likelihood: Name | None
+    network: Name
+    hidden: tuple[Size, ...]
+    activation: Name
+    posterior: Name
+    prior: Name
+    min_scale: Annotated[float, Gt(0)]
+    num_components: Count
+    prior_components: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepParams(Section):
+    """`sweep`: the grid, the length of its trials and how they are ranked."""
+
+    latent_dim: Annotated[tuple[Size, ...], MinLen(1)]
+    likelihood: Annotated[tuple[Name, ...], MinLen(1)]
+    epochs: Count
+    num_importance_samples: Count
+    scheduler: Literal["none", "asha"]
+    seed: Seed
+    max_concurrent: Count | None
+
+    def _faults(self) -> Iterable[str]:
+        for key in ("latent_dim", "likelihood"):
+            values = getattr(self, key)
+            if len(set(values)) < len(values):
+                yield f"{key}: expected each value once, got {shown(values)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingParams(Section):
+    """`scaling`: workers, threads and devices; results do not depend on it."""
+
+    num_workers: Count
+    threads_per_worker: Count
+    use_gpu: bool
+    max_failures: Annotated[int, Ge(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateParams(Section):
+    """`evaluate`: the importance-sampled log p(x) of the test split."""
+
+    num_importance_samples: Count
+    seed: Seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisterParams(Section):
+    """`register`: promote None leaves the champion's alias to the gate; a bool decides it."""
+
+    promote: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingParams(Section):
+    """`tracking`: the MLflow experiment and server that mirror the runs."""
+
+    experiment: Name
+    uri: Name | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """The whole of params.yaml; a stage takes its sections only."""
+
+    data: DataParams
+    model: ModelParams
+    objective: Objective
+    sweep: SweepParams
+    training: TrainingConfig
+    scaling: ScalingParams
+    evaluate: EvaluateParams
+    register: RegisterParams
+    tracking: TrackingParams
+
+
+_SECTIONS: dict[str, Any] = get_type_hints(Params)
+
+
+def load_params(path: str | Path = PARAMS_FILE) -> Params:
+    """Read and check params.yaml. Raises UserError that lists every fault of the file."""
+    file = read_yaml(Path(path))
+    faults = dict(file.faults)
+    sections = _check_sections(file.content, faults)
+    space = sections.get("data", {}).get("space")
+    if space is not None:
+        _check_model(sections, space, faults)
+    if faults:
+        raise UserError(_message(file, faults))
+    return Params(**{name: _SECTIONS[name](**values) for name, values in sections.items()})
+
+
+def _check_sections(content: dict[str, Any], faults: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """The values of each section that have the right type; what is wrong goes to `faults`."""
+    sections: dict[str, dict[str, Any]] = {}
+    for name in content:
+        if name not in _SECTIONS:
+            faults.setdefault(name, f"there is no such section{_nearest(name, _SECTIONS)}")
+    for name, section in _SECTIONS.items():
+        keys = ", ".join(_defaults(section))
+        found = content.get(name)
+        if name not in content:
+            faults.setdefault(name, f"the section is missing; its keys: {keys}")
+        elif not isinstance(found, dict):
+            faults.setdefault(name, f"expected a section with keys {keys}, got {shown(found)}")
+        else:
+            sections[name] = _check_section(name, section, found, faults)
+    return sections
+
+
+def _check_section(
+    name: str, section: Any, found: dict[str, Any], faults: dict[str, str]
+) -> dict[str, Any]:
+    known = _defaults(section)
+    for key in found:
+        if key not in known:
+            near = _nearest(key, known, f"{name}.")
+            faults.setdefault(f"{name}.{key}", f"there is no such key{near}")
+    for key, default in known.items():
+        if key not in found:
+            usual = "" if default is MISSING else f", such as {shown(default)}"
+            text = f"the key is missing; expected {describe(_hints(section)[key])}{usual}"
+            faults.setdefault(f"{name}.{key}", text)
+    values, wrong = _check_types(section, {k: v for k, v in found.items() if k in known})
+    faults |= {f"{name}.{key}": text for key, text in wrong.items()}
+    # A class with defaults can say more although a key is wrong or missing.
+    if all(key in values or default is not MISSING for key, default in known.items()):
+        _collect(name, lambda: section(**values), faults)
+    return values
+
+
+def _check_types(section: Any, found: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values in their declared types, and what is wrong with each of the others."""
+    values: dict[str, Any] = {}
+    wrong: dict[str, str] = {}
+    for key, value in found.items():
+        try:
+            values[key] = checked(_hints(section)[key], value)
+        except ValueError as error:
+            wrong[key] = f"expected {error}, got {shown(value)}"
+    return values, wrong
+
+
+def _check_model(sections: dict[str, dict[str, Any]], space: str, faults: dict[str, str]) -> None:
+    """Likelihoods against the data's space, and `model` against the core's own checks."""
+    model = sections.get("model", {})
+    if (pinned := model.get("likelihood")) is not None:
+        _collect("model.likelihood", lambda: _check_likelihood(pinned, space), faults)
+    else:
+        for name in sections.get("sweep", {}).get("likelihood", ()):
+            _collect("sweep.likelihood", lambda name=name: _check_likelihood(name, space), faults)
+    given = {key: value for key, value in model.items() if value is not None}
+    likelihood, data_shape = _PROBES[space]
+    probe = {"latent_dim": 1} | given | {"likelihood": likelihood}
+    _collect("model", lambda: VAEConfig(data_shape=data_shape, space=space, **probe), faults)
+
+
+# A likelihood and a shape that each space allows, to check all else of `model`. Whether a network
+# fits the data's own shape is known when the data is prepared.
+_PROBES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "binary": ("bernoulli", (1, 64, 64)),
+    "grey8": ("gaussian", (1, 64, 64)),
+    "continuous": ("gaussian", (64,)),
+}
+
+
+def _check_likelihood(name: str, space: str) -> None:
+    if name not in LIKELIHOODS:
+        raise ValueError(f"{name!r} is unknown{_nearest(name, LIKELIHOODS)}")
+    check_likelihood(name, space)
+
+
+def _collect(where: str, make: Callable[[], object], faults: dict[str, str]) -> None:
+    """Add the lines of the ValueError that `make` raises, each to the key that it begins with."""
+    try:
+        make()
+    except ValueError as error:
+        section = where.partition(".")[0]
+        for line in str(error).splitlines():
+            key, colon, text = line.partition(": ")
+            key = key.removeprefix(f"{section}.")
+            if colon and key in _defaults(_SECTIONS[section]):
+                _add(faults, f"{section}.{key}", text)
+            else:
+                _add(faults, where, line)
+
+
+def _add(faults: dict[str, str], key: str, text: str) -> None:
+    if text not in faults.get(key, ""):
+        faults[key] = f"{faults[key]}; {text}" if key in faults else text
+
+
+@cache
+def _hints(section: Any) -> dict[str, Any]:
+    return get_type_hints(section, include_extras=True)
+
+
+@cache
+def _defaults(section: Any) -> dict[str, Any]:
+    """The section's keys, each with its default or MISSING."""
+    return {field.name: field.default for field in fields(section)}
+
+
+def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    names = list(known)
+    close = get_close_matches(name, names, n=1)
+    return f"; did you mean {prefix}{close[0]}?" if close else f"; there are {', '.join(names)}"
+
+
+def _message(file: YamlFile, faults: dict[str, str]) -> str:
+    def place(key: str) -> int:
+        return file.line(key) or 10**9
+
+    lines = [f"{file.path} has {len(faults)} fault{'s' * (len(faults) > 1)}:"]
+    for key in sorted(faults, key=place):
+        line = f"line {file.line(key)}: " if file.line(key) else ""
+        lines.append(f"  {line}{key}: {faults[key]}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Check params.yaml in this folder; silent when it is right."""
+    load_params()
+
+
+if __name__ == "__main__":
+    run_stage(main)
