@@ -9,20 +9,20 @@ import difflib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vae.likelihoods import LIKELIHOODS, check_likelihood
+from vae.likelihoods import LIKELIHOODS, SPACES, check_likelihood
 from vae.networks import ACTIVATIONS, Decoder, Encoder, check_network
 from vae.posteriors import (
     POSTERIORS,
     ConditionalPosterior,
     HierarchicalPosterior,
     kl_divergence,
-    kl_monte_carlo,
 )
 from vae.priors import (
     PRIORS,
@@ -31,8 +31,6 @@ from vae.priors import (
     LatentDistribution,
     Reparameterized,
 )
-
-SPACES = ("binary", "grey8", "continuous")
 
 
 class ElboTerms(NamedTuple):
@@ -97,7 +95,9 @@ class VAEConfig:
         yield from check_name("model.activation", self.activation, ACTIVATIONS)
         yield from check_name("model.posterior", self.posterior, POSTERIORS)
         yield from check_name("model.prior", self.prior, PRIORS)
-        if self.space in SPACES:
+        if not isinstance(self.likelihood, str):
+            yield f"model.likelihood: expected a name, got {self.likelihood!r}"
+        elif self.space in SPACES:
             try:
                 check_likelihood(self.likelihood, self.space)
             except ValueError as error:
@@ -163,7 +163,7 @@ class VAE(nn.Module):
 
         self.upward = nn.ModuleList()  # q(z_{i+1} | z_i)
         self.downward = nn.ModuleList()  # p(z_i | z_{i+1})
-        for depth, (lower, upper) in enumerate(zip(sizes[:-1], sizes[1:], strict=True), 1):
+        for depth, (lower, upper) in enumerate(pairwise(sizes), 1):
             # as in the paper: 200 units below z1 = 100, and 100 between z1 and z2
             hidden = tuple(max(h // 2**depth, lower) for h in config.hidden)
             family = posterior(latent_dim=upper, width=max(hidden, default=64))

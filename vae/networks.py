@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 NETWORKS = ("mlp", "conv")
 
@@ -124,7 +124,7 @@ class MLPBody(nn.Sequential):
     def __init__(self, num_inputs: int, hidden: Sequence[int], activation: str) -> None:
         layers: list[nn.Module] = []
         widths = (num_inputs, *hidden)
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in pairwise(widths):
             layers += [_glorot(nn.Linear(before, after)), ACTIVATIONS[activation]()]
         super().__init__(*layers)
         self.num_features = widths[-1]
@@ -199,7 +199,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = self.size
-        return F.interpolate(x, scale_factor=2.0, mode="nearest")[..., :height, :width]
+        return nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")[..., :height, :width]
 
 
 class PixelwiseBiasedConv(nn.Module):
@@ -213,7 +213,7 @@ class PixelwiseBiasedConv(nn.Module):
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, padding=1) + self.bias
+        return nn.functional.conv2d(x, self.weight, padding=1) + self.bias
 
 
 def _halved_sizes(data_shape: Sequence[int], times: int) -> list[tuple[int, int]]:

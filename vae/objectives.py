@@ -176,14 +176,13 @@ def _iwae(step: _Step) -> ObjectiveTerms:
 
 def _dreg(step: _Step) -> ObjectiveTerms:
     z = step.q.from_noise(step.eps)
-    z_path = z.view_as(z)
-    log_px_z = step.log_px_z(z_path)
-    kl = step.q.detach().log_prob(z_path) - step.p.log_prob(z_path)
+    log_px_z = step.log_px_z(z)
+    kl = step.q.detach().log_prob(z) - step.p.log_prob(z)
     log_w = log_px_z - kl
     weights = log_w.detach().softmax(0)
     # On its way into φ through z the gradient is weighted once more: w² there, w for θ.
-    if z_path.requires_grad:
-        z_path.register_hook(lambda gradient: gradient * weights.unsqueeze(-1))
+    if z.requires_grad:
+        z.register_hook(lambda gradient: gradient * weights.unsqueeze(-1))
     surrogate = (weights * log_w).sum(0)
     return ObjectiveTerms(surrogate, _log_mean_exp(log_w), log_px_z.mean(0), kl.mean(0))
 

@@ -330,12 +330,6 @@ def kl_divergence(q: LatentDistribution, p: LatentDistribution) -> Tensor | None
     return None if terms is None else terms.sum(-1)
 
 
-def kl_monte_carlo(q: Reparameterized, p: LatentDistribution, eps: Tensor) -> Tensor:
-    """Unbiased estimate of KL(q‖p) in nats, (*batch): eps (K, *batch, L), mean over K."""
-    z, log_q = q.from_noise_with_log_prob(eps)
-    return (log_q - p.log_prob(z)).mean(0)
-
-
 def _diagonal_standard(q: DiagonalNormal, p: StandardNormal) -> Tensor:
     """Kingma and Welling (2014), appendix B."""
     return 0.5 * (q.loc.square() + q.scale.square() - 1) - q.log_scale

@@ -10,7 +10,7 @@ import functools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Size, Tensor, nn
@@ -47,15 +47,27 @@ def raw_log_scale(log_scale: Tensor) -> Tensor:
 class LatentDistribution(Distribution):
     """A distribution over latent vectors: batch `batch_shape`, event (L,)."""
 
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
-
     def __init__(self, batch_shape: Sequence[int], event_size: int, like: Tensor) -> None:
         super().__init__(Size(batch_shape), Size((event_size,)), validate_args=False)
         self._like = like
 
     @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        return {}
+
+    @property
     def support(self) -> constraints.Constraint:
         return constraints.real_vector
+
+    @abstractmethod
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log density in nats: (*, *batch, L) -> (*, *batch)."""
+
+    @abstractmethod
+    def sample(
+        self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw (*sample_shape, *batch, L), without gradient."""
 
     def _noise(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         device = self._like.device if generator is None else generator.device
@@ -71,10 +83,6 @@ class Reparameterized(LatentDistribution):
     @abstractmethod
     def from_noise(self, eps: Tensor) -> Tensor:
         """The map: eps (*, *batch, L), standard normal -> z (*, *batch, L)."""
-
-    @abstractmethod
-    def log_prob(self, value: Tensor) -> Tensor:
-        """log q(value) in nats: (*, *batch, L) -> (*, *batch)."""
 
     @abstractmethod
     def detach(self) -> Self:
@@ -102,18 +110,25 @@ class Reparameterized(LatentDistribution):
     @property
     def mean(self) -> Tensor:
         """E[z], (*batch, L): by 512 quasi-random points, always the same ones."""
-        return self._quasi_sample().mean(0)
+        return self._quasi_moments()[0]
 
     @property
     def variance(self) -> Tensor:
         """Var[z], (*batch, L): by 512 quasi-random points, always the same ones."""
-        return self._quasi_sample().var(0, correction=0)
+        return self._quasi_moments()[1]
 
-    def _quasi_sample(self) -> Tensor:
+    @torch.no_grad()
+    def _quasi_moments(self) -> tuple[Tensor, Tensor]:
         noise = _quasi_normal(self.event_shape[0]).to(self._like)
-        singletons = (1,) * len(self.batch_shape)
-        noise = noise.reshape(len(noise), *singletons, -1)
-        return self.from_noise(noise.expand(-1, *self.batch_shape, -1))
+        noise = noise.reshape(-1, *(1 for _ in self.batch_shape), self.event_shape[0])
+        shape = (*self.batch_shape, *self.event_shape)
+        centre = self.from_noise(torch.zeros_like(noise[0]).expand(shape))
+        first = second = torch.zeros_like(centre)
+        for block in noise.split(32):  # memory must not grow with the number of points
+            offset = self.from_noise(block.expand(-1, *shape)) - centre
+            first = first + offset.sum(0) / len(noise)
+            second = second + offset.square().sum(0) / len(noise)
+        return centre + first, second - first.square()
 
 
 @functools.cache
@@ -260,14 +275,10 @@ class HierarchicalPrior(LatentDistribution):
     def sample(
         self, sample_shape: Sequence[int] = (), generator: torch.Generator | None = None
     ) -> Tensor:
-        blocks = [_sample(self.top, sample_shape, generator)]
+        blocks = [self.top.sample(sample_shape, generator)]
         for conditional in reversed(self.conditionals):
             blocks.append(conditional(blocks[-1]).sample(generator=generator))
         return torch.cat(blocks[::-1], -1)
-
-
-def _sample(p: Any, sample_shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
-    return p.sample(sample_shape, generator)
 
 
 class ConditionalNormal(nn.Module):
