@@ -1,0 +1,272 @@
+"""From importance weights to evidence: streamed sums, effective sample size, Pareto tail.
+
+Every estimator of log p(x) here ends in K weights for each of B examples with mean p(x). This file
+turns them into an `Evidence`, and draws latents so that the same generator gives the same noise
+however the samples are cut into chunks.
+
+Shapes: B examples, K samples, C samples in a chunk, M weights in the tail, d latent values. Nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+
+from vae.posteriors import Reparameterized
+
+KHAT_LIMIT = 0.7
+"""Above this Pareto shape an estimate and its standard error are not to be trusted (Vehtari,
+Simpson, Gelman, Yao and Gabry 2024, arXiv:1507.02646)."""
+
+NOISE_BLOCK = 16
+"""Samples of each example whose noise is drawn at a time, whatever the chunk size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """An estimate of log p(x) from K weights for each example, with its errors; all (B,), in nats.
+
+    Attributes:
+        log_px: log (1/K) Σ w, a lower bound on log p(x) in expectation.
+        se: Monte-Carlo standard error of log_px by the delta method, √(1/ess - 1/K); NaN at K = 1.
+        ess: effective sample size (Σ w)² / Σ w², in 1 … K.
+        khat: Pareto shape of the largest min(K/5, 3√K) weights: above 0.7 the estimate is not to
+            be trusted; 0 for constant weights; inf where the tail spans more than floats can hold;
+            NaN with fewer than 5 such weights (K < 25).
+        ladder: {k: log (1/k) Σ w over the first k weights} for k = 1, 10, 100, … and K.
+        elbo: (1/K) Σ log w, the K-sample estimate of the evidence lower bound.
+        log_px_z: (1/K) Σ log p(x|z).
+    """
+
+    log_px: Tensor
+    se: Tensor
+    ess: Tensor
+    khat: Tensor
+    ladder: dict[int, Tensor]
+    elbo: Tensor
+    log_px_z: Tensor
+
+    @property
+    def num_samples(self) -> int:
+        """K."""
+        return max(self.ladder)
+
+    @property
+    def kl(self) -> Tensor:
+        """Monte-Carlo estimate of KL(q(z|x) || p(z)), (B,): log_px_z - elbo."""
+        return self.log_px_z - self.elbo
+
+    @property
+    def posterior_gap(self) -> Tensor:
+        """log p(x) - elbo = KL(q(z|x) || p(z|x)), (B,): what the bound loses to the encoder."""
+        return self.log_px - self.elbo
+
+    @property
+    def trustworthy(self) -> Tensor:
+        """Whether khat is at most 0.7, (B,); False where khat is NaN (too few samples to tell)."""
+        return self.khat <= KHAT_LIMIT
+
+
+class WeightStream:
+    """Sums over log weights that arrive in chunks (C, B): O(B √K) memory, in float64.
+
+    Args:
+        num_samples: K, the number of weights that will arrive for each example.
+        batch_size: B.
+        resolution: relative rounding of the arriving log weights; a smaller spread than that
+            counts as constant weights.
+        device: where the sums live.
+    """
+
+    def __init__(
+        self, num_samples: int, batch_size: int, *, resolution: float, device: torch.device
+    ) -> None:
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1; found {num_samples}")
+        self.num_samples = num_samples
+        self.resolution = resolution
+        self.seen = 0
+        self.rungs = ladder_rungs(num_samples)
+        self.ladder: dict[int, Tensor] = {}
+        self.tail_length = tail_length(num_samples)
+        like = {"dtype": torch.float64, "device": device}
+        self.log_sum = torch.full((batch_size,), -math.inf, **like)
+        self.log_sum_squares = torch.full((batch_size,), -math.inf, **like)
+        self.sum_bound = torch.zeros(batch_size, **like)
+        self.sum_log_px_z = torch.zeros(batch_size, **like)
+        self.tail = torch.empty((0, batch_size), **like)
+
+    def add(self, log_w: Tensor, log_px_z: Tensor, log_bound: Tensor | None = None) -> None:
+        """Take in C weights for each example; all arguments are (C, B).
+
+        `log_bound` holds log p(x, z) - log q(z|x) where that isn't log_w itself.
+        """
+        log_w = log_w.double()
+        before = self.log_sum
+        self.log_sum = torch.logaddexp(before, log_w.logsumexp(0))
+        self.log_sum_squares = torch.logaddexp(self.log_sum_squares, (2 * log_w).logsumexp(0))
+        self.sum_bound = self.sum_bound + (log_w if log_bound is None else log_bound.double()).sum(
+            0
+        )
+        self.sum_log_px_z = self.sum_log_px_z + log_px_z.double().sum(0)
+        for rung in self.rungs:
+            if self.seen < rung < self.seen + log_w.shape[0]:
+                part = log_w[: rung - self.seen].logsumexp(0)
+                self.ladder[rung] = torch.logaddexp(before, part) - math.log(rung)
+        self.seen += log_w.shape[0]
+        if self.seen in self.rungs:
+            self.ladder[self.seen] = self.log_sum - math.log(self.seen)
+        if self.tail_length:
+            candidates = torch.cat([self.tail, log_w])
+            kept = min(self.tail_length + 1, candidates.shape[0])
+            self.tail = candidates.topk(kept, dim=0).values
+
+    def evidence(self) -> Evidence:
+        """The estimate, once all K weights are in."""
+        K = self.num_samples
+        assert self.seen == K, f"{self.seen} weights of {K}"
+        # Where every weight is 0 nothing was found: no effective sample, an infinite error.
+        ess = (2 * self.log_sum - self.log_sum_squares).exp().nan_to_num(nan=0.0).clamp_max(K)
+        unknown = torch.full_like(ess, math.nan)
+        return Evidence(
+            log_px=self.log_sum - math.log(K),
+            se=(1 / ess - 1 / K).clamp_min(0).sqrt() if K > 1 else unknown,
+            ess=ess,
+            khat=pareto_khat(self.tail, self.resolution) if self.tail_length else unknown,
+            ladder=dict(self.ladder),
+            elbo=self.sum_bound / K,
+            log_px_z=self.sum_log_px_z / K,
+        )
+
+
+def ladder_rungs(num_samples: int) -> list[int]:
+    """1, 10, 100, … below num_samples, and num_samples itself."""
+    rungs = [10**i for i in range(len(str(num_samples)))]
+    return [rung for rung in rungs if rung < num_samples] + [num_samples]
+
+
+def tail_length(num_samples: int) -> int:
+    """min(K/5, 3√K), the number of weights a Pareto tail is fitted to; 0 if that is less than 5."""
+    length = int(min(num_samples / 5, 3 * math.sqrt(num_samples)))
+    return length if length >= 5 else 0
+
+
+def pareto_khat(tail: Tensor, resolution: float) -> Tensor:
+    """Shape k̂ of the generalised Pareto distribution fitted to each example's largest weights.
+
+    The fit is arviz-stats', by the empirical-Bayes estimate of Zhang and Stephens (2009) with the
+    weak prior of Vehtari et al. (arXiv:1507.02646, appendix C).
+
+    Args:
+        tail: the M + 1 largest log weights of each example, (M + 1, B), in descending order; the
+            last of them is the threshold above which the M others lie.
+        resolution: relative rounding of the log weights.
+
+    Returns:
+        k̂, (B,): 0 where the tail is constant up to rounding, inf where it spans more than floats
+        can hold, NaN where a weight is NaN.
+    """
+    from arviz_stats.base import array_stats  # takes two seconds, which `import vae` shall not
+
+    log_w = tail.cpu().numpy().T[:, ::-1]
+    threshold, largest = log_w[:, 0], log_w[:, -1]
+    rounding = 8 * resolution * np.maximum(np.abs(largest), 1.0)
+    with np.errstate(all="ignore"):
+        spread = np.where(largest == threshold, 0.0, largest - threshold)
+        constant = spread <= rounding
+        weights = np.exp(log_w - largest[:, None])
+    # arviz-stats fits a fifth of what it is given if that is few, so M + 1 values are filled up to
+    # 5 M with copies of the threshold, which the fit doesn't see.
+    M = weights.shape[1] - 1
+    filled = np.concatenate([np.repeat(weights[:, :1], 4 * M - 1, axis=1), weights], axis=1)
+    khat = np.zeros(len(filled))
+    varied = ~constant & np.isfinite(spread)
+    if varied.any():
+        with np.errstate(all="ignore"):
+            khat[varied] = array_stats.pareto_khat(
+                filled[varied][:, None, :], r_eff=1 / filled.shape[1], tail="right"
+            )
+    # A threshold quartile that underflows leaves the fit without a scale.
+    khat[(varied & ~np.isfinite(khat)) | (spread == np.inf)] = np.inf
+    khat[np.isnan(log_w).any(axis=1)] = np.nan
+    return torch.as_tensor(khat, dtype=tail.dtype, device=tail.device)
+
+
+def noise_blocks(
+    draw: Callable[[int], Tensor], num_samples: int, chunk_size: int
+) -> Iterator[Tensor]:
+    """Yield num_samples draws in chunks of at most chunk_size, the same draws for any chunk size.
+
+    How torch fills a tensor with random numbers depends on its size, so `draw` is always asked for
+    NOISE_BLOCK samples, and the blocks are cut and joined into chunks.
+    """
+    pending = draw(NOISE_BLOCK)
+    while num_samples > 0:
+        wanted = min(chunk_size, num_samples)
+        blocks = [pending]
+        held = pending.shape[0]
+        while held < wanted:
+            blocks.append(draw(NOISE_BLOCK))
+            held += NOISE_BLOCK
+        joined = torch.cat(blocks) if len(blocks) > 1 else pending
+        yield joined[:wanted]
+        pending = joined[wanted:]
+        num_samples -= wanted
+
+
+def draw_with_log_prob(q: Distribution, eps: Tensor) -> tuple[Tensor, Tensor]:
+    """z ~ q from standard normal noise eps (C, B, d), and log q(z), (C, B).
+
+    q is a posterior of `vae.posteriors`, or one of torch's Gaussians.
+
+    Raises:
+        TypeError: q can't be drawn from given noise.
+    """
+    if isinstance(q, Reparameterized):
+        return q.from_noise_with_log_prob(eps)
+    if hasattr(q, "from_noise"):
+        z = q.from_noise(eps)
+    elif isinstance(q, MultivariateNormal):
+        z = q.loc + (q.scale_tril @ eps[..., None])[..., 0]
+    elif isinstance(q, Independent) and isinstance(q.base_dist, Normal):
+        z = q.base_dist.loc + q.base_dist.scale * eps
+    else:
+        raise TypeError(
+            f"posterior {type(q).__name__} can't be drawn from given noise: it needs from_noise(eps)"
+        )
+    return z, q.log_prob(z)
+
+
+def standard_normal(
+    shape: tuple[int, ...], *, like: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """Noise with `like`'s dtype and device, drawn on the generator's own device."""
+    device = like.device if generator is None else generator.device
+    return torch.randn(shape, dtype=like.dtype, device=device, generator=generator).to(like.device)
+
+
+def seeded_sample(
+    distribution: Distribution,
+    shape: tuple[int, ...],
+    *,
+    device: torch.device,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """A draw from any distribution that depends on the generator only.
+
+    torch's distributions take no generator, so the default one is seeded from it for the draw and
+    then put back.
+    """
+    if generator is None:
+        return distribution.sample(shape)
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        return distribution.sample(shape)
