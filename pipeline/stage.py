@@ -74,7 +74,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path that takes `path`'s place only if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f".tmp-{path.name}-", dir=path.parent)
     os.close(descriptor)
     fresh = Path(name)
     fresh.chmod(0o644)

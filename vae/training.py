@@ -18,15 +18,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vae.data import Batch, Dataset, NoiseShape, train_batches, valid_batches
-from vae.model import VAE
-from vae.objectives import Objective, TrainingModule
+from vae.model import VAE, check_name
+from vae.objectives import Objective, ObjectiveTerms, TrainingModule
 
 SCHEDULES = ("constant", "cosine")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a model is trained; the section `training` of params.yaml."""
+    """How a model is trained; the section `training` of params.yaml.
+
+    Raises ValueError naming every faulty key at once.
+    """
 
     epochs: int = 100
     batch_size: int = 128  # examples a step, over all workers
@@ -38,27 +41,25 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        faults = []
-        if self.epochs < 1:
-            faults.append(f"training.epochs is {self.epochs}; expected at least 1")
-        if self.batch_size < 1:
-            faults.append(f"training.batch_size is {self.batch_size}; expected at least 1")
-        if not 0 < self.learning_rate < math.inf:
-            faults.append(f"training.learning_rate is {self.learning_rate}; expected above 0")
-        if self.schedule not in SCHEDULES:
-            faults.append(
-                f"training.schedule is {self.schedule!r}; expected one of {', '.join(SCHEDULES)}"
-            )
-        if not 0 <= self.weight_decay < math.inf:
-            faults.append(f"training.weight_decay is {self.weight_decay}; expected 0 or above")
-        if self.gradient_clip is not None and not 0 < self.gradient_clip < math.inf:
-            faults.append(
-                f"training.gradient_clip is {self.gradient_clip}; expected above 0, or null"
-            )
-        if self.patience is not None and self.patience < 1:
-            faults.append(f"training.patience is {self.patience}; expected at least 1, or null")
+        faults = list(self._faults())
         if faults:
-            raise ValueError("; ".join(faults))
+            raise ValueError("\n".join(faults))
+
+    def _faults(self) -> Iterator[str]:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                yield f"training.{name}: expected at least 1, got {getattr(self, name)!r}"
+        if not 0 < self.learning_rate < math.inf:
+            yield f"training.learning_rate: expected above 0, got {self.learning_rate!r}"
+        yield from check_name("training.schedule", self.schedule, SCHEDULES)
+        if not 0 <= self.weight_decay < math.inf:
+            yield f"training.weight_decay: expected at least 0, got {self.weight_decay!r}"
+        if self.gradient_clip is not None and not 0 < self.gradient_clip < math.inf:
+            yield f"training.gradient_clip: expected above 0, or null, got {self.gradient_clip!r}"
+        if self.patience is not None and self.patience < 1:
+            yield f"training.patience: expected at least 1, or null, got {self.patience!r}"
+        if not 0 <= self.seed < 2**63:
+            yield f"training.seed: expected at least 0, got {self.seed!r}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +171,7 @@ class _Trainer:
         self.parallel: nn.Module = self.module
         if self.world_size > 1:
             self.parallel = DistributedDataParallel(
-                self.module, broadcast_buffers=False, gradient_as_bucket_view=True
+                self.module, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -309,7 +310,7 @@ class _Trainer:
             }
 
 
-def _sums(terms) -> Tensor:
+def _sums(terms: ObjectiveTerms) -> Tensor:
     with torch.no_grad():
         count = terms.bound.new_tensor(len(terms.bound), dtype=torch.float64)
         columns = (terms.log_px_z, terms.kl, terms.bound)
