@@ -53,7 +53,7 @@ class DataParams(Section):
     """`data`: where examples come from, as what they are modelled, and how they are split."""
 
     source: Name
-    root: Name | None
+    root: Name
     space: Literal["binary", "grey8", "continuous"]
     binarization: Literal["dynamic", "static", "threshold"]
     valid_fraction: Fraction

