@@ -1,0 +1,157 @@
+"""Small stage outputs in the files' real formats, for tests of what reads them."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+STARTED = 1_700_000_000.0
+EPOCHS = 5
+
+
+def params(*, uri: str | None = None, promote: bool | None = None, **evaluate: int) -> Any:
+    """The sections of `Params` that tracking and registration read."""
+    return SimpleNamespace(
+        tracking=SimpleNamespace(experiment="tightbound", uri=uri),
+        register=SimpleNamespace(promote=promote),
+        evaluate=SimpleNamespace(**{"num_importance_samples": 50, "seed": 0} | evaluate),
+    )
+
+
+def free_port() -> int:
+    """A TCP port on which nothing listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def write_json(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def run_facts(name: str, **flat: Any) -> dict[str, Any]:
+    """run.json."""
+    return {
+        "name": name,
+        "started": STARTED,
+        "finished": STARTED + 100,
+        "params": flat,
+        "data_hash": "d" * 64,
+        "stage_hash": hashlib.sha256(name.encode()).hexdigest(),
+    }
+
+
+def sweep_outputs(folder: Path, name: str = "sweep-0001") -> Path:
+    """reports/sweep: two trials that worked and one that failed."""
+    rows = [
+        {
+            "trial_id": f"t{latent_dim}",
+            "latent_dim": latent_dim,
+            "likelihood": "discretized_logistic",
+            "seed": 0,
+            "status": "ok",
+            "error": "",
+            "epochs": 3,
+            "valid_elbo": -100.0 - latent_dim,
+            "valid_log_px": -95.0 - latent_dim,
+            "valid_log_px_se": 0.5,
+            "valid_bits_per_dim": 2.0 + latent_dim / 100,
+            "valid_bits_per_dim_se": 0.01,
+            "khat_bad_fraction": 0.0,
+            "num_samples": 50,
+            "seconds": 10.5,
+        }
+        for latent_dim in (2, 4)
+    ]
+    failed = dict.fromkeys(rows[0], "")
+    failed |= {"trial_id": "t8", "latent_dim": 8, "likelihood": "gaussian", "seed": 0}
+    failed |= {"status": "failed", "error": "loss became NaN"}
+    write_csv(folder / "trials.csv", [*rows, failed])
+    model = {"data_shape": [1, 4, 4], "space": "grey8"}
+    best = {"model": model, "selected_by": "valid_bits_per_dim", "score": 2.02, "trial_id": "t2"}
+    write_json(folder / "best.json", best)
+    write_json(folder / "run.json", run_facts(name, **{"scheduler": "none", "points": [[2], [4]]}))
+    (folder / "sweep.png").write_bytes(b"a picture")
+    return folder
+
+
+def epoch_row(epoch: int) -> dict[str, Any]:
+    """A row of history.csv; its ELBO rises by one nat an epoch."""
+    return {
+        "epoch": epoch,
+        "time": STARTED + 10 * epoch,
+        "seconds": 10.0,
+        "images_per_s": 1000.0,
+        "learning_rate": 1e-3,
+        "beta": 1.0,
+        "train_elbo": -99.0 + epoch,
+        "train_log_px_z": -90.0 + epoch,
+        "train_kl": 9.0,
+        "valid_elbo": -101.0 + epoch,
+        "valid_log_px_z": -92.0 + epoch,
+        "valid_kl": 9.0,
+        "is_best": True,
+    }
+
+
+def train_outputs(
+    folder: Path, model: Path, name: str = "train-0001", epochs: int = EPOCHS
+) -> Path:
+    """reports/train, with the name that its run is known by; `model` must be there already."""
+    config = json.loads((model / "config.json").read_text())["model"]
+    write_csv(folder / "history.csv", [epoch_row(epoch) for epoch in range(1, epochs + 1)])
+    write_json(folder / "metrics.json", {"epochs": epochs, "best_epoch": epochs, "num_workers": 2})
+    flat = {f"model.{key}": value for key, value in config.items()} | {"training.epochs": epochs}
+    write_json(folder / "run.json", run_facts(name, **flat))
+    return folder
+
+
+def model_stub(folder: Path) -> Path:
+    """A model folder for tests that read its config only."""
+    config = {"data_shape": [1, 4, 4], "likelihood": "discretized_logistic", "latent_dim": 2}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "weights.safetensors").write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    write_json(folder / "config.json", {"format": 1, "weights_sha256": digest, "model": config})
+    return folder
+
+
+def evaluate_metrics(**changes: Any) -> dict[str, Any]:
+    """reports/evaluate/metrics.json."""
+    return {
+        "num_examples": 40,
+        "num_samples": 50,
+        "elbo": -100.0,
+        "log_px_z": -91.0,
+        "kl": 9.0,
+        "log_px": -97.5,
+        "log_px_se": 1.25,
+        "log_px_mc_se": 0.05,
+        "bits_per_dim": 8.79,
+        "bits_per_dim_se": 0.11,
+        "ess_median": 20.0,
+        "khat_median": 0.3,
+        "khat_bad_fraction": 0.05,
+        "posterior_gap": 2.5,
+        "active_units": 2,
+        "latent_dim": 2,
+        "collapse": "none: 2 of 2 units are active",
+        "ladder": {"1": -100.0, "10": -98.5, "50": -97.5},
+        "baseline": {"name": "factor analysis", "log_px": -120.0, "gain": 22.5, "gain_se": 1.5},
+    } | changes

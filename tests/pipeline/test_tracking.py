@@ -1,0 +1,308 @@
+"""Runs in MLflow equal the stages' files, whatever came before: real sqlite, a real server."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import store as store_module
+from pipeline import tracking
+from pipeline.stage import UserError
+from pipeline.store import Point, Store, known_runs, store_address, without_password
+from tests.pipeline import builders
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path
+) -> Iterator[Path]:
+    """A project folder with the outputs of a sweep, a training and an evaluation."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    for name in (store_module.URI_VARIABLE, "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    tracking._store.cache_clear()
+    tracking._warned.clear()
+    builders.sweep_outputs(tmp_path / "sweep")
+    builders.model_stub(tmp_path / "model")
+    builders.train_outputs(tmp_path / "train", tmp_path / "model")
+    builders.write_json(tmp_path / "evaluate" / "metrics.json", builders.evaluate_metrics())
+    (tmp_path / "evaluate" / "histogram.png").write_bytes(b"a histogram")
+    yield tmp_path
+    tracking._store.cache_clear()
+    tracking._warned.clear()
+
+
+def mirror_all(params: Any) -> tuple[str, str]:
+    """The ids of the sweep's and the model's run."""
+    sweep = tracking.mirror_sweep(params, Path("sweep"))
+    run = tracking.mirror_training(params, Path("train"), Path("model"), Path("sweep"))
+    same = tracking.mirror_evaluation(params, Path("evaluate"), Path("train"))
+    assert sweep is not None
+    assert run is not None
+    assert run == same
+    return sweep, run
+
+
+def open_store(params: Any) -> Store:
+    return Store(store_address(params.tracking.uri), params.tracking.experiment)
+
+
+def contents(store: Store) -> dict[str, Any]:
+    """All that the store holds: run id -> params, tags, every point, artifacts."""
+    found = {}
+    for run in store.client.search_runs([store.experiment_id]):
+        history = {
+            key: [
+                (m.step, m.timestamp, m.value)
+                for m in store.client.get_metric_history(run.info.run_id, key)
+            ]
+            for key in run.data.metrics
+        }
+        files = [
+            (entry.path, entry.file_size)
+            for folder in ("sweep", "train", "evaluate")
+            for entry in store.client.list_artifacts(run.info.run_id, folder)
+        ]
+        info = (run.info.run_name, run.info.status, run.info.start_time, run.info.end_time)
+        found[run.info.run_id] = (info, run.data.params, run.data.tags, history, files)
+    return found
+
+
+def test_a_sweep_becomes_a_run_with_its_trials_as_children(project: Path) -> None:
+    params = builders.params()
+    sweep = tracking.mirror_sweep(params, project / "sweep")
+    store = open_store(params)
+    runs = {run.info.run_id: run for run in store.client.search_runs([store.experiment_id])}
+    parent = runs.pop(sweep)
+    assert parent.data.metrics["valid_bits_per_dim"] == 2.02
+    assert parent.data.tags["data_hash"] == "d" * 64
+    assert parent.data.tags["best_trial"] == "t2"
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {sweep}
+    by_trial = {run.data.tags["trial_id"]: run for run in runs.values()}
+    assert by_trial.keys() == {"t2", "t4", "t8"}
+    assert by_trial["t4"].info.run_name == "discretized_logistic, 4 latent, seed 0"
+    assert by_trial["t4"].data.metrics["valid_log_px"] == -99.0
+    assert by_trial["t4"].data.params["latent_dim"] == "4"
+    assert by_trial["t4"].info.end_time == 1000 * (builders.STARTED + 10.5)
+    assert by_trial["t8"].info.status == "FAILED"
+    assert by_trial["t8"].data.tags["error"] == "loss became NaN"
+    assert "valid_log_px" not in by_trial["t8"].data.metrics
+
+
+def test_the_model_run_holds_every_epoch_at_its_own_time(project: Path) -> None:
+    params = builders.params()
+    sweep, run_id = mirror_all(params)
+    store = open_store(params)
+    history = store.client.get_metric_history(run_id, "valid/elbo")
+    assert [(m.step, m.timestamp, m.value) for m in history] == [
+        (epoch, 1000 * (builders.STARTED + 10 * epoch), -101.0 + epoch)
+        for epoch in range(1, builders.EPOCHS + 1)
+    ]
+    run = store.client.get_run(run_id)
+    assert run.info.run_name == "discretized_logistic, 2 latent"
+    assert (run.info.start_time, run.info.end_time) == (
+        1000 * builders.STARTED,
+        1000 * (builders.STARTED + 100),
+    )
+    assert run.data.tags["sweep_run_id"] == sweep
+    assert run.data.params["model.latent_dim"] == "2"
+    assert run.data.params["training.epochs"] == "5"
+    assert run.data.metrics["test/log_px"] == -97.5
+    assert run.data.metrics["test/log_px_mc_se"] == 0.05
+    assert run.data.metrics["baseline/gain"] == 22.5
+    ladder = store.client.get_metric_history(run_id, "test/ladder")
+    assert {m.step: m.value for m in ladder} == {1: -100.0, 10: -98.5, 50: -97.5}
+    pictures = [entry.path for entry in store.client.list_artifacts(run_id, "evaluate")]
+    assert pictures == ["evaluate/histogram.png", "evaluate/metrics.json"]
+
+
+def test_mirroring_again_changes_nothing(project: Path) -> None:
+    params = builders.params()
+    first = mirror_all(params)
+    before = contents(open_store(params))
+    assert mirror_all(params) == first
+    assert contents(open_store(params)) == before
+    assert len(before) == 5
+
+
+def test_only_missing_epochs_are_sent(project: Path) -> None:
+    params = builders.params()
+    shutil.rmtree("train")
+    builders.train_outputs(Path("train"), Path("model"), epochs=2)
+    _, run_id = mirror_all(params)
+    store = open_store(params)
+    early = Point(key="train/kl", value=7.0, time=builders.STARTED, step=4)
+    store.log(run_id, points=[early])
+    builders.train_outputs(Path("train"), Path("model"), epochs=5)
+    mirror_all(params)
+    history = store.client.get_metric_history(run_id, "train/kl")
+    assert sorted((m.step, m.value) for m in history) == [
+        (1, 9.0),
+        (2, 9.0),
+        (3, 9.0),
+        (4, 7.0),
+        (5, 9.0),
+    ]
+
+
+def test_a_new_evaluation_replaces_the_figures_and_pictures(project: Path) -> None:
+    params = builders.params()
+    _, run_id = mirror_all(params)
+    metrics = builders.evaluate_metrics(num_samples=500, log_px=-97.0, ladder={"500": -97.0})
+    builders.write_json(Path("evaluate/metrics.json"), metrics)
+    Path("evaluate/histogram.png").write_bytes(b"a longer histogram")
+    mirror_all(params)
+    store = open_store(params)
+    run = store.client.get_run(run_id)
+    assert (run.data.metrics["test/log_px"], run.data.metrics["test/num_samples"]) == (-97.0, 500)
+    sizes = {f.path: f.file_size for f in store.client.list_artifacts(run_id, "evaluate")}
+    assert sizes["evaluate/histogram.png"] == len(b"a longer histogram")
+
+
+@pytest.mark.parametrize("lost", ["database", "run ids", "artifacts", "one run"])
+def test_what_was_lost_is_made_again(project: Path, empty_database: Path, lost: str) -> None:
+    params = builders.params()
+    sweep, run_id = mirror_all(params)
+    tracking._store.cache_clear()
+    if lost == "database":  # another file, since this process keeps the old one open
+        database = "sqlite:///new.db"
+        params = builders.params(uri=database)
+        known = Path(".tightbound/runs.json")
+        known.write_text(known.read_text().replace("mlflow.db", "new.db"))
+    elif lost == "run ids":
+        Path(".tightbound/runs.json").unlink()
+    elif lost == "artifacts":
+        shutil.rmtree("mlartifacts")
+    else:
+        open_store(params).client.delete_run(run_id)
+    new_sweep, new_run = mirror_all(params)
+    store = open_store(params)
+    run = store.client.get_run(new_run)
+    assert run.data.metrics["test/log_px"] == -97.5
+    assert run.data.tags["sweep_run_id"] == new_sweep
+    assert len(store.client.get_metric_history(new_run, "train/elbo")) == builders.EPOCHS
+    assert len(store.client.list_artifacts(new_run, "evaluate")) == 2
+    assert (new_sweep == sweep) == (lost in ("artifacts", "one run"))
+    assert (new_run == run_id) == (lost == "artifacts")
+
+
+def test_a_deleted_experiment_is_restored(project: Path) -> None:
+    params = builders.params()
+    mirror_all(params)
+    store = open_store(params)
+    store.client.delete_experiment(store.experiment_id)
+    tracking._store.cache_clear()
+    _, run_id = mirror_all(params)
+    assert open_store(params).client.get_run(run_id).info.lifecycle_stage == "active"
+
+
+def test_infinite_and_missing_values_are_left_out(project: Path) -> None:
+    params = builders.params()
+    store = open_store(params)
+    run_id = store.run("a", title="a", started=1.0)
+    values = {"good": 1.0, "inf": float("inf"), "nan": float("nan"), "none": None, "text": "x"}
+    store.log(run_id, current=values)  # type: ignore[arg-type]
+    assert store.client.get_run(run_id).data.metrics == {"good": 1.0}
+
+
+def test_addresses(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store_address(None) == f"sqlite:///{project}/mlflow.db"
+    assert store_address("sqlite:///other/runs.db") == f"sqlite:///{project}/other/runs.db"
+    assert store_address("http://host:5000") == "http://host:5000"
+    with pytest.raises(UserError, match=r"tracking\.uri in params\.yaml is '\./mlruns'"):
+        store_address("./mlruns")
+    monkeypatch.setenv(store_module.URI_VARIABLE, "sqlite:////elsewhere/m.db")
+    assert store_address("http://host:5000") == "sqlite:////elsewhere/m.db"
+    assert without_password("https://me:secret@host:5000/x") == "https://host:5000/x"
+    copy = project / ".dvc" / "tmp" / "exps" / "tmpabc"
+    copy.mkdir(parents=True)
+    monkeypatch.delenv(store_module.URI_VARIABLE)
+    monkeypatch.chdir(copy)
+    assert store_address(None) == f"sqlite:///{project}/mlflow.db"
+
+
+def test_a_store_that_is_down_costs_one_warning(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = builders.params(uri=f"http://127.0.0.1:{builders.free_port()}")
+    with tracking.live_run(params, builders.run_facts("train-0001")) as run:
+        run.log_epoch(builders.epoch_row(1))
+    assert tracking.mirror_sweep(params, Path("sweep")) is None
+    assert tracking.mirror_training(params, Path("train"), Path("model"), Path("sweep")) is None
+    warnings = capsys.readouterr().err.strip().splitlines()
+    assert len(warnings) == 1
+    assert "was not reached (connection refused)" in warnings[0]
+    assert "`make sync` sends them later" in warnings[0]
+    paths = {name: Path(name) for name in ("sweep", "model", "train", "evaluate")}
+    with pytest.raises(UserError, match="does not answer"):
+        tracking.sync(params, **paths)
+
+
+def test_a_store_that_hangs_delays_nothing(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server that accepts connections and never says a word."""
+    monkeypatch.setattr(tracking, "LIVE_WAIT_SECONDS", 0.3)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        params = builders.params(uri=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with tracking.live_run(params, builders.run_facts("train-0001")) as run:
+            run.log_epoch(builders.epoch_row(1))
+            waiting = [t for t in threading.enumerate() if t.name == "mlflow-epochs"]
+            assert len(waiting) == 1
+        assert tracking.mirror_sweep(params, Path("sweep")) is None
+    warnings = capsys.readouterr().err.strip().splitlines()
+    assert len(warnings) == 1
+    assert "no answer within 0.3 s" in warnings[0]
+
+
+def test_live_epochs_and_the_mirror_make_one_run_without_duplicates(project: Path) -> None:
+    params = builders.params()
+    facts = builders.run_facts("train-0001", **{"model.latent_dim": 2})
+    with tracking.live_run(params, facts) as run:
+        for epoch in (1, 2, 3):
+            run.log_epoch(builders.epoch_row(epoch))
+    store = open_store(params)
+    live = known_runs()[store.public_address]["train-0001"]
+    assert len(store.client.get_metric_history(live, "valid/elbo")) == 3
+    _, run_id = mirror_all(params)
+    assert run_id == live
+    steps = [m.step for m in store.client.get_metric_history(run_id, "valid/elbo")]
+    assert sorted(steps) == [1, 2, 3, 4, 5]
+
+
+def test_a_server_gets_what_the_database_gets(
+    project: Path, server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also after the address changed: everything is there, once."""
+    local = builders.params()
+    mirror_all(local)
+    remote = builders.params(uri=server)
+    first = mirror_all(remote)
+    before = contents(open_store(remote))
+    assert mirror_all(remote) == first
+    assert contents(open_store(remote)) == before
+
+    def without_ids(store: Store) -> list[Any]:
+        volatile = ("mlflow.parentRunId", "sweep_run_id")
+        return sorted(
+            (
+                info,
+                params,
+                {k: v for k, v in tags.items() if k not in volatile},
+                {k: h for k, h in history.items() if k.split("/")[0] in ("train", "valid")},
+                files,
+            )
+            for info, params, tags, history, files in contents(store).values()
+        )
+
+    assert str(without_ids(open_store(remote))) == str(without_ids(open_store(local)))
+    assert capsys.readouterr().err == ""
