@@ -1,0 +1,94 @@
+# make run: data → registered model.   make test: the quick tests.   make help: all targets.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.PHONY: help run test test-slow test-all lint format report ui serve clean lock
+
+export VIRTUAL_ENV := $(CURDIR)/.venv
+export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export RAY_USAGE_STATS_ENABLED := 0
+
+PYTHON ?= >=3.11,<3.14
+INSTALLED := .venv/.installed
+CHECKED := .venv/.params-checked
+
+help:
+	@echo "make run        data → sweep → train → evaluate → register → report; does only what changed"
+	@echo "make report     show the report page"
+	@echo "make ui         MLflow's page of runs and registered models"
+	@echo "make serve      the champion as a web service on port 5001"
+	@echo "make test       the quick tests;  make test-all: also the slow ones"
+	@echo "make lint       style and types;  make format: mend the style"
+	@echo "make clean      remove what can be made again; registry and DVC's cache stay"
+	@echo "make lock       pin the newest versions that pyproject.toml allows"
+
+run: $(INSTALLED) $(CHECKED)
+	@dvc repro
+	@python -m pipeline.register --ensure
+	@echo "report:    reports/report.html"
+
+# A wrong params.yaml is told before anything starts.
+$(CHECKED): params.yaml pipeline/params.py pipeline/fields.py pipeline/yaml_file.py $(INSTALLED)
+	@python -m pipeline.params
+	@touch $@
+
+test: $(INSTALLED)
+	@pytest -q -m "not slow"
+
+test-slow: $(INSTALLED)
+	@pytest -q -m slow
+
+test-all: test test-slow
+
+lint: $(INSTALLED)
+	@ruff check
+	@ruff format --check
+	@pyright
+
+format: $(INSTALLED)
+	@ruff check --fix
+	@ruff format
+
+report:
+	@test -f reports/report.html || { echo "no report yet; make run makes it" >&2; exit 1; }
+	@echo "$(CURDIR)/reports/report.html"
+	@if [ -t 1 ]; then { command -v xdg-open >/dev/null && xdg-open reports/report.html; } \
+	  || { command -v open >/dev/null && open reports/report.html; } || true; fi
+
+ui: $(INSTALLED)
+	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+
+serve: $(INSTALLED)
+	@test -f reports/register.json || { echo "no model yet; make run makes it" >&2; exit 1; }
+	@export MLFLOW_TRACKING_URI="$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"; \
+	name=$$(python -c 'import json; print(json.load(open("reports/register.json"))["model_name"])'); \
+	mlflow models serve --model-uri "models:/$$name@champion" --env-manager local --port 5001
+
+clean:
+	@rm -rf data/prepared models reports dvc_plots .tightbound/ray build *.egg-info \
+	  .pytest_cache .ruff_cache .hypothesis $(CHECKED)
+	@find vae pipeline tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "DVC's cache, mlflow.db and its artifacts are untouched; dvc repro brings the outputs back"
+
+# uv, from PATH or into .venv-tools, which nothing else uses.
+UV = $$(command -v uv || echo .venv-tools/bin/uv)
+
+.PHONY: uv
+uv:
+	@command -v uv >/dev/null || test -x .venv-tools/bin/uv || { \
+	  python3 -m venv .venv-tools && .venv-tools/bin/pip install --quiet uv; }
+
+$(INSTALLED): requirements.lock | uv
+	@test -x .venv/bin/python || $(UV) venv --quiet --clear --python "$(PYTHON)" .venv
+	@echo "installing requirements.lock into .venv (the first time takes some minutes)"
+	@$(UV) pip install $$([ -t 2 ] || echo --quiet) --requirements requirements.lock
+	@touch $@
+
+lock: | uv
+	@$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	  --no-annotate --custom-compile-command "make lock" --extra dev pyproject.toml \
+	  --output-file requirements.lock
