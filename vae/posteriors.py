@@ -7,7 +7,7 @@ the encoder's numbers (B, num_outputs) to a distribution of batch (B,), event (L
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +110,11 @@ class FlowDistribution(Reparameterized):
         return self.base.log_prob(start) + log_det
 
     def detach(self) -> FlowDistribution:
-        return FlowDistribution(self.base.detach(), _stopped(self.flow), self.context.detach())
+        constant = self.with_constant_modules()
+        return FlowDistribution(self.base.detach(), constant.flow, self.context.detach())
+
+    def with_constant_modules(self) -> FlowDistribution:
+        return FlowDistribution(self.base, _stopped(self.flow), self.context)
 
     def take(self, index: Tensor) -> FlowDistribution:
         return FlowDistribution(self.base.take(index), self.flow, self.context[index])
@@ -156,7 +160,7 @@ class HierarchicalPosterior(Reparameterized):
         return log_prob
 
     def detach(self) -> HierarchicalPosterior:
-        conditionals = [_stopped(conditional) for conditional in self.conditionals]
+        conditionals = [_stopped_conditional(conditional) for conditional in self.conditionals]
         return HierarchicalPosterior(self.first.detach(), conditionals, self.sizes)
 
     def take(self, index: Tensor) -> HierarchicalPosterior:
@@ -171,12 +175,12 @@ def _stopped(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: functional_call(function, weights, args, kwargs)
 
 
-class Family(Protocol):
-    """A posterior family: `num_outputs` numbers from the encoder become a distribution."""
-
-    num_outputs: int
-
-    def __call__(self, outputs: Tensor) -> Reparameterized: ...
+def _stopped_conditional(
+    conditional: Callable[[Tensor], Reparameterized],
+) -> Callable[[Tensor], Reparameterized]:
+    stopped = _stopped(conditional)
+    # a flow inside the distribution runs after the call that stopped the weights
+    return lambda z: stopped(z).with_constant_modules()
 
 
 class DiagonalPosterior(nn.Module):
@@ -259,7 +263,7 @@ class CouplingFlow(nn.Module):
         """
         batch = torch.broadcast_shapes(z.shape[:-1], context.shape[:-1])
         halves = list(z.expand(*batch, z.shape[-1]).split(self.sizes, -1))
-        log_det = z.new_zeros(())
+        log_det = z.new_zeros(batch)
         order = range(len(self.turns))
         for i in reversed(order) if inverse else order:
             turn = self.turns[i]
@@ -292,22 +296,22 @@ class Coupling(nn.Module):
         return shift, 2 * torch.tanh(0.5 * log_scale)
 
 
+Family = DiagonalPosterior | FullPosterior | FlowPosterior
+
+
 class ConditionalPosterior(nn.Module):
     """q(upper | lower): a posterior family whose parameters an MLP computes."""
 
-    def __init__(
-        self, lower: int, hidden: Sequence[int], activation: str, family: nn.Module
-    ) -> None:
+    def __init__(self, lower: int, hidden: Sequence[int], activation: str, family: Family) -> None:
         super().__init__()
-        num_outputs: int = family.num_outputs  # pyright: ignore[reportAssignmentType]
-        self.network = mlp(lower, hidden, num_outputs, activation)
+        self.network = mlp(lower, hidden, family.num_outputs, activation)
         self.family = family
 
     def forward(self, z: Tensor) -> Reparameterized:
         return self.family(self.network(z).to(z.dtype))
 
 
-POSTERIORS: dict[str, type[DiagonalPosterior] | type[FullPosterior] | type[FlowPosterior]] = {
+POSTERIORS: dict[str, type[Family]] = {
     "diagonal": DiagonalPosterior,
     "full": FullPosterior,
     "flow": FlowPosterior,

@@ -88,6 +88,10 @@ class Reparameterized(LatentDistribution):
     def detach(self) -> Self:
         """The same distribution with every parameter stopped; its log_prob still follows z."""
 
+    def with_constant_modules(self) -> Self:
+        """The same distribution with the weights of modules inside it, if any, stopped."""
+        return self
+
     @abstractmethod
     def take(self, index: Tensor) -> Self:
         """The members `index` of the (first) batch dimension."""
