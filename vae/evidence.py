@@ -39,7 +39,7 @@ __all__ = [
     "prior_monte_carlo",
 ]
 
-CHUNK_VALUES = {"cpu": 2**21, "cuda": 2**26}
+CHUNK_VALUES = {"cpu": 2**19, "cuda": 2**26}
 """Decoder outputs held at a time by default: about a cache on a CPU, a few hundred MB on a GPU."""
 
 
@@ -70,7 +70,7 @@ def importance_sampling(
     """
     like = next(model.parameters())
     with torch.inference_mode():
-        x = x.to(like.device)
+        x = _on(x, like)
         q, p = model.posterior(x), model.prior()
         shape = (*q.batch_shape, *q.event_shape)
 
@@ -102,7 +102,7 @@ def prior_monte_carlo(
     """
     like = next(model.parameters())
     with torch.inference_mode():
-        x = x.to(like.device)
+        x = _on(x, like)
         p = model.prior()
 
         def draw(count: int) -> Tensor:
@@ -114,6 +114,11 @@ def prior_monte_carlo(
 
         evidence = _stream(model, x, num_samples, draw, weigh, chunk_size)
     return _ordinary(evidence)
+
+
+def _on(x: Tensor, like: Tensor) -> Tensor:
+    """x beside the model; integers become floats here, once, and not in every chunk."""
+    return x.to(like.device) if x.is_floating_point() else x.to(like)
 
 
 def _stream(
@@ -138,8 +143,12 @@ def _stream(
 
 def _ordinary(evidence: Evidence) -> Evidence:
     """The same values as tensors that may be used outside inference mode too."""
-    fields = {
-        name: {k: v.clone() for k, v in value.items()} if name == "ladder" else value.clone()
-        for name, value in vars(evidence).items()
-    }
-    return Evidence(**fields)
+    return Evidence(
+        log_px=evidence.log_px.clone(),
+        se=evidence.se.clone(),
+        ess=evidence.ess.clone(),
+        khat=evidence.khat.clone(),
+        ladder={k: value.clone() for k, value in evidence.ladder.items()},
+        elbo=evidence.elbo.clone(),
+        log_px_z=evidence.log_px_z.clone(),
+    )

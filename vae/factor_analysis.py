@@ -38,7 +38,7 @@ class FactorAnalysis:
     Arithmetic is in the arguments' dtype; integers and mixed dtypes become the widest one.
 
     Raises:
-        ValueError: shapes that don't fit, values that aren't finite, a variance that isn't positive.
+        ValueError: shapes that don't fit, values that aren't finite, a variance not positive.
     """
 
     def __init__(self, loc: Tensor, weight: Tensor, noise_variance: Tensor) -> None:

@@ -63,11 +63,6 @@ class Evidence:
         return self.log_px_z - self.elbo
 
     @property
-    def posterior_gap(self) -> Tensor:
-        """log p(x) - elbo = KL(q(z|x) || p(z|x)), (B,): what the bound loses to the encoder."""
-        return self.log_px - self.elbo
-
-    @property
     def trustworthy(self) -> Tensor:
         """Whether khat is at most 0.7, (B,); False where khat is NaN (too few samples to tell)."""
         return self.khat <= KHAT_LIMIT
@@ -172,7 +167,7 @@ def pareto_khat(tail: Tensor, resolution: float) -> Tensor:
         k̂, (B,): 0 where the tail is constant up to rounding, inf where it spans more than floats
         can hold, NaN where a weight is NaN.
     """
-    from arviz_stats.base import array_stats  # takes two seconds, which `import vae` shall not
+    from arviz_stats.base.array import BaseArray  # two seconds that `import vae` shall not take
 
     log_w = tail.cpu().numpy().T[:, ::-1]
     threshold, largest = log_w[:, 0], log_w[:, -1]
@@ -189,7 +184,7 @@ def pareto_khat(tail: Tensor, resolution: float) -> Tensor:
     varied = ~constant & np.isfinite(spread)
     if varied.any():
         with np.errstate(all="ignore"):
-            khat[varied] = array_stats.pareto_khat(
+            khat[varied] = BaseArray().pareto_khat(
                 filled[varied][:, None, :], r_eff=1 / filled.shape[1], tail="right"
             )
     # A threshold quartile that underflows leaves the fit without a scale.
@@ -230,15 +225,16 @@ def draw_with_log_prob(q: Distribution, eps: Tensor) -> tuple[Tensor, Tensor]:
     """
     if isinstance(q, Reparameterized):
         return q.from_noise_with_log_prob(eps)
-    if hasattr(q, "from_noise"):
-        z = q.from_noise(eps)
+    from_noise = getattr(q, "from_noise", None)
+    if from_noise is not None:
+        z = from_noise(eps)
     elif isinstance(q, MultivariateNormal):
         z = q.loc + (q.scale_tril @ eps[..., None])[..., 0]
     elif isinstance(q, Independent) and isinstance(q.base_dist, Normal):
         z = q.base_dist.loc + q.base_dist.scale * eps
     else:
         raise TypeError(
-            f"posterior {type(q).__name__} can't be drawn from given noise: it needs from_noise(eps)"
+            f"the posterior {type(q).__name__} can't be drawn from given noise; it needs from_noise"
         )
     return z, q.log_prob(z)
 
