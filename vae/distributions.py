@@ -21,8 +21,9 @@ from torch.nn.functional import log_softmax, logsigmoid
 from vae.numerics import (
     LOG_SQRT_TWO_PI,
     drawing_from,
-    log1mexp,
+    log_beta,
     log_gamma_half_step,
+    log_logistic_interval,
     log_normal_interval,
     log_truncated_exponential_integral,
     sum_event,
@@ -188,8 +189,21 @@ def _level(t: Tensor) -> Tensor:
     return torch.floor(LEVELS * t).clamp_(0, LEVELS - 1)
 
 
-def _is_edge(x: Tensor) -> Tensor:
-    return (x == 0) | (x == LEVELS - 1)
+def _level_interval(x: Tensor, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Level x as an interval in units of the scale: distance of its nearer edge, and width.
+
+    Levels 0 and 255 reach to infinity. (x + 1/2)/256 - loc is exact near the bin, so neighbouring
+    bins agree on the edge between them however small the scale.
+    """
+    first, last = x == 0, x == LEVELS - 1
+    to_upper_edge = torch.where(first, -torch.inf, -0.5 / LEVELS)
+    to_lower_edge = torch.where(last, -torch.inf, -0.5 / LEVELS)
+    to_upper_edge, to_lower_edge = to_upper_edge.to(x.dtype), to_lower_edge.to(x.dtype)
+    beyond = torch.where(first | last, torch.inf, 0.0).to(x.dtype)
+    offset = (x + 0.5) / LEVELS - loc
+    inverse = 1 / scale
+    distance = torch.maximum(to_upper_edge + offset, to_lower_edge - offset) * inverse
+    return distance, inverse / LEVELS + beyond
 
 
 class GreyGaussian(GreyLevels):
@@ -208,9 +222,9 @@ class GreyGaussian(GreyLevels):
         super().__init__(loc, event_dims, validate_args=validate_args)
 
     def values_log_prob(self, x: Tensor) -> Tensor:
-        # (x + 1/2)/256 - loc is exact near the bin, so neighbouring bins agree on their edge.
+        inverse = 1 / self.scale
         distance = ((x + 0.5) / LEVELS - self.loc).abs() - 0.5 / LEVELS
-        return log_normal_interval(distance / self.scale, 1 / (LEVELS * self.scale))
+        return log_normal_interval(distance * inverse, inverse / LEVELS)
 
     def dequantized_log_prob(self, x: Tensor, u: Tensor) -> Tensor:
         """log density of (x+u)/256 minus D log 256, in nats: (*batch,). u in [0, 1), like x."""
@@ -245,12 +259,7 @@ class DiscretizedGaussian(GreyLevels):
         super().__init__(loc, event_dims, validate_args=validate_args)
 
     def values_log_prob(self, x: Tensor) -> Tensor:
-        offset = (x + 0.5) / LEVELS - self.loc
-        # An edge level has one edge only: its distance is signed, its width infinite.
-        outward = torch.where(x == 0, -1.0, 1.0).to(x.dtype)
-        distance = torch.where(_is_edge(x), offset * outward, offset.abs()) - 0.5 / LEVELS
-        width = torch.where(_is_edge(x), torch.inf, 1 / (LEVELS * self.scale))
-        return log_normal_interval(distance / self.scale, width)
+        return log_normal_interval(*_level_interval(x, self.loc, self.scale))
 
     def survival(self, level: int) -> Tensor:
         return torch.special.ndtr((self.loc - level / LEVELS) / self.scale)
@@ -260,20 +269,6 @@ class DiscretizedGaussian(GreyLevels):
             self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device
         )
         return _level(self.loc + self.scale * noise)
-
-
-def _logistic_bin_log_prob(x: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    """log mass of level x under a logistic whose tails belong to levels 0 and 255; broadcasts.
-
-    With edges a < b in units of the scale: sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a)
-    (1 - exp(a - b)), a product: no cancellation anywhere.
-    """
-    inverse = 1 / scale
-    width = inverse / LEVELS
-    a = (x / LEVELS - loc) * inverse
-    lower, upper = (x > 0).to(x.dtype), (x < LEVELS - 1).to(x.dtype)
-    log_mass = logsigmoid(-a) * lower + logsigmoid(a + width) * upper
-    return log_mass + log1mexp(width) * (lower * upper)
 
 
 class DiscretizedLogistic(GreyLevels):
@@ -289,7 +284,7 @@ class DiscretizedLogistic(GreyLevels):
         super().__init__(loc, event_dims, validate_args=validate_args)
 
     def values_log_prob(self, x: Tensor) -> Tensor:
-        return _logistic_bin_log_prob(x, self.loc, self.scale)
+        return log_logistic_interval(*_level_interval(x, self.loc, self.scale))
 
     def survival(self, level: int) -> Tensor:
         return torch.sigmoid((self.loc - level / LEVELS) / self.scale)
@@ -319,8 +314,8 @@ class LogisticMixture(GreyLevels):
         super().__init__(loc.select(self._dim, 0), event_dims, validate_args=validate_args)
 
     def values_log_prob(self, x: Tensor) -> Tensor:
-        components = _logistic_bin_log_prob(x.unsqueeze(self._dim), self.loc, self.scale)
-        return torch.logsumexp(self.log_weights + components, self._dim)
+        interval = _level_interval(x.unsqueeze(self._dim), self.loc, self.scale)
+        return torch.logsumexp(self.log_weights + log_logistic_interval(*interval), self._dim)
 
     def survival(self, level: int) -> Tensor:
         components = torch.sigmoid((self.loc - level / LEVELS) / self.scale)
@@ -348,7 +343,7 @@ class ContinuousBernoulliGrey(GreyLevels):
     def __init__(self, logits: Tensor, event_dims: int, *, validate_args: bool = False) -> None:
         self.logits = logits
         # Not abs() and sign(): their zero derivative at 0 would be wrong here.
-        self._sign = torch.where(logits < 0, -1.0, 1.0).to(logits.dtype)
+        self._sign = torch.copysign(torch.ones_like(logits), logits.detach())
         self.rate = logits * self._sign
         super().__init__(logits, event_dims, validate_args=validate_args)
 
@@ -386,7 +381,8 @@ class ContinuousBernoulliGrey(GreyLevels):
     def mean(self) -> Tensor:
         steps = LEVELS * truncated_exponential_mean(self.rate)
         steps = steps - truncated_exponential_mean(self.rate / LEVELS)
-        return torch.where(self._sign < 0, steps, LEVELS - 1 - steps)
+        middle = (LEVELS - 1) / 2
+        return middle + self._sign * (middle - steps)
 
     @property
     def variance(self) -> Tensor:
@@ -417,11 +413,9 @@ class BetaBinomial(GreyLevels):
         n = LEVELS - 1
         x = x.double()
         alpha, beta = self.alpha.double(), self.beta.double()
-        total = alpha + beta
-        choose = math.lgamma(n + 1) - torch.lgamma(x + 1) - torch.lgamma(n - x + 1)
-        gained = torch.lgamma(alpha + x) + torch.lgamma(beta + (n - x)) - torch.lgamma(total + n)
-        start = torch.lgamma(alpha) + torch.lgamma(beta) - torch.lgamma(total)
-        return (choose + gained - start).to(self.alpha.dtype)
+        log_choose = math.lgamma(n + 1) - torch.lgamma(x + 1) - torch.lgamma(n - x + 1)
+        log_ratio = log_beta(alpha + x, beta + (n - x)) - log_beta(alpha, beta)
+        return (log_choose + log_ratio).to(self.alpha.dtype)
 
     @property
     def mean(self) -> Tensor:
@@ -450,21 +444,20 @@ class CategoricalLevels(GreyLevels):
 
     def __init__(self, logits: Tensor, event_dims: int, *, validate_args: bool = False) -> None:
         self._dim = -event_dims - 1
-        self.logits = logits
+        self.log_probs = log_softmax(logits, self._dim)
         super().__init__(logits.select(self._dim, 0), event_dims, validate_args=validate_args)
 
     def values_log_prob(self, x: Tensor) -> Tensor:
         index = x.long().expand(self._like.shape).unsqueeze(self._dim)
-        chosen = self.logits.gather(self._dim, index).squeeze(self._dim)
-        return chosen - torch.logsumexp(self.logits, self._dim)
+        return self.log_probs.gather(self._dim, index).squeeze(self._dim)
 
     def _moments(self) -> tuple[Tensor, Tensor]:
-        probs = torch.softmax(self.logits, self._dim).movedim(self._dim, -1)
+        probs = self.log_probs.exp().movedim(self._dim, -1)
         levels = torch.arange(LEVELS, dtype=probs.dtype, device=probs.device)
         return (probs * levels).sum(-1), (probs * levels.square()).sum(-1)
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
-        shape = sample_shape + self.logits.shape
+        shape = sample_shape + self.log_probs.shape
         noise = torch.empty(shape, dtype=self._like.dtype, device=self._like.device)
         gumbel = -noise.exponential_().log()
-        return (self.logits + gumbel).argmax(self._dim).to(self._like.dtype)
+        return (self.log_probs + gumbel).argmax(self._dim).to(self._like.dtype)
