@@ -57,6 +57,8 @@ def connect(*, object_store_bytes: int = 256 * MEGABYTE) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address} ({ADDRESS_VARIABLE})" if address else "a local Ray"
         raise UserError(f"{where} could not be reached or started: {error}") from error
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
     finally:

@@ -31,7 +31,9 @@ class TrialProgress(Callback):
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         result = trial.last_result
         log_px = result.get("valid_log_px")
-        if log_px is None:
+        if "diverged" in result:
+            self._line(trial, "diverged; the others go on")
+        elif log_px is None:
             self._line(trial, "stopped early")
         elif self.discrete:
             self._line(trial, f"{-log_px / (self.dims * math.log(2)):8.4f} bits/dim")

@@ -86,7 +86,9 @@ def sweep(params: Params, prepared: Path, out: Path) -> None:
     """Run the sweep, or go on with an interrupted one, and write its results to `out`."""
     meta = load_meta(prepared)
     points = Axes.of(params).points()
-    training = replace(params.training, epochs=params.sweep.epochs, seed=params.sweep.seed)
+    training = replace(
+        params.training, epochs=params.sweep.epochs, seed=params.sweep.seed, patience=None
+    )
     job = TrainingJob(
         model=model_config(params, meta, points[0]),
         objective=params.objective,
@@ -162,6 +164,7 @@ def run_trials(
                     trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
                 ),
                 run_config=tune.RunConfig(
+                    failure_config=tune.FailureConfig(max_failures=params.scaling.max_failures),
                     name=folder.name,
                     storage_path=str(folder.parent),
                     verbose=0,
@@ -195,6 +198,8 @@ def _row(result: Any) -> dict[str, Any]:
     }
     if result.error is not None:
         return row | {"status": "failed", "error": reason(result.error)}
+    if "diverged" in metrics:
+        return row | {"status": "failed", "error": metrics["diverged"]}
     if "valid_log_px" not in metrics:
         return row | {"status": "stopped", "error": "stopped early by the scheduler"}
     return row

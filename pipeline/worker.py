@@ -107,33 +107,38 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def tune_trial(
-    point: dict[str, Any],
+    config: dict[str, Any],
     *,
     job: TrainingJob,
     arrays: TrainingArrays,
     num_importance_samples: int,
     every_epoch: bool,
 ) -> None:
-    """One Ray Tune trial: train `job` at `point`, then estimate log p(x) on the validation split.
+    """One Ray Tune trial: train `job` at a point, then estimate log p(x) on the validation split.
 
-    point: the swept keys of the model's configuration. every_epoch: report each epoch (a
-    scheduler needs that) rather than a checkpoint every few seconds.
-    Raises DivergenceError, by which Tune marks this trial as failed; the others go on.
+    config: `point`, the swept keys of the model's configuration. every_epoch: report each epoch
+    (a scheduler needs that) rather than a checkpoint every few seconds.
+    A divergence is reported rather than raised, as by `train_worker`.
     """
     from ray import tune
 
     torch.set_num_threads(job.threads)
-    job = replace(job, model=replace(job.model, **point))
+    job = replace(job, model=replace(job.model, **config["point"]))
     data = arrays.dataset()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, state = start_or_resume(job, data, device, tune.get_checkpoint())
     start = saved = time.monotonic()
-    for stats in fit(model, data, job.training, state, objective=job.objective):
-        if every_epoch or time.monotonic() - saved > CHECKPOINT_SECONDS:
-            with _checkpoint(model, state) as folder:
-                assert folder is not None
-                tune.report(stats.to_row(), checkpoint=tune.Checkpoint.from_directory(folder))
-            saved = time.monotonic()
+    try:
+        for stats in fit(model, data, job.training, state, objective=job.objective):
+            if every_epoch or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                with _checkpoint(model, state) as folder:
+                    assert folder is not None
+                    checkpoint = tune.Checkpoint.from_directory(folder)
+                    tune.report(stats.to_row(), checkpoint=checkpoint)
+                saved = time.monotonic()
+    except DivergenceError as divergence:
+        tune.report({"diverged": str(divergence)})
+        return
     model.load_state_dict(state.best_weights)
     result = valid_evidence(model, data, num_importance_samples, job.training.seed)
     tune.report(state.history[-1].to_row() | result | {"fit_seconds": time.monotonic() - start})
