@@ -254,9 +254,8 @@ class _Path:
         state = self.start(PILOT_CHAINS)
         log_step = self.steps[0].log()
         for k in range(1, len(self.temperatures) - 1):
-            for _ in range(2):
-                state, accepted = self._transition(state, self.temperatures[k], log_step.exp())
-                log_step = log_step + rate * (accepted.mean(0) - TARGET_ACCEPTANCE)
+            state, accepted = self._transition(state, self.temperatures[k], log_step.exp())
+            log_step = log_step + rate * (accepted.mean(0) - TARGET_ACCEPTANCE)
             self.steps[k] = log_step.exp()
 
     def _transition(self, state: _State, t: float, step: Tensor) -> tuple[_State, Tensor]:
@@ -282,7 +281,7 @@ class _Path:
     def _evaluate(self, u: Tensor) -> _State:
         with torch.enable_grad():
             u = u.detach().requires_grad_()
-            z = self.mean + (self.scale_tril @ u[..., None])[..., 0]
+            z = self.mean + torch.einsum("bij,cbj->cbi", self.scale_tril, u)
             log_q = self.q.log_prob(z)
             log_px_z = self.model.likelihood(z).log_prob(self.x)
             log_joint = log_px_z + self.p.log_prob(z)
