@@ -1,0 +1,308 @@
+"""Evaluate stage: the evidence for the trained model on the test split.
+
+Reads data/prepared, models/vae and reports/train/history.csv.
+Writes reports/evaluate: metrics.json, per_example.parquet, reference.json (quantiles of log p(x)
+on the validation split, to which percentiles refer) and pictures.
+
+Shapes: N examples. All in nats unless said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pipeline import pictures, plots, tracking
+from pipeline.baseline import Baseline, fit_baselines
+from pipeline.params import EvaluateParams, Params, load_params
+from pipeline.prepared import Meta, Split, load_meta, load_split
+from pipeline.stage import UserError, run_stage, say, whole_directory, write_json
+from vae import VAE, load
+from vae.checkpoint import CheckpointError
+from vae.diagnostics import active_units, collapse_verdict
+from vae.evidence import KHAT_LIMIT, importance_sampling
+from vae.posteriors import kl_divergence
+
+BATCH_VALUES = 2**17  # data values in a batch; the decoder's outputs are chunked further
+QUANTILES = 101
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitEvidence:
+    """Evidence for a whole split: float64 arrays (N,); `ladder` is {K: (N,)}."""
+
+    log_px: np.ndarray
+    se: np.ndarray
+    ess: np.ndarray
+    khat: np.ndarray
+    elbo: np.ndarray
+    log_px_z: np.ndarray
+    kl: np.ndarray
+    ladder: dict[int, np.ndarray]
+
+
+def score_split(model: VAE, x: Tensor, num_samples: int, seed: int) -> SplitEvidence:
+    """Importance-sampled log p(x) and the ELBO's terms for every example of a split.
+
+    Args:
+        model: in evaluation mode.
+        x: (N, *data_shape), in data units.
+        num_samples: K.
+        seed: of the importance samples.
+
+    log p(x|z) is the mean over the K samples; the KL is exact where it has a closed form, else
+    the mean over the same samples.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    rows: list[dict[str, Tensor]] = []
+    ladders: list[dict[int, Tensor]] = []
+    for part in x.split(max(1, min(1024, BATCH_VALUES // max(1, x[0].numel())))):
+        part = part.to(device)
+        found = importance_sampling(model, part, num_samples, generator=generator)
+        with torch.inference_mode():
+            closed = kl_divergence(model.posterior(part), model.prior())
+        kl = found.log_px_z - found.elbo if closed is None else closed
+        row = {name: getattr(found, name) for name in ("log_px", "se", "ess", "khat", "log_px_z")}
+        rows.append(row | {"kl": kl, "elbo": found.log_px_z - kl})
+        ladders.append(found.ladder)
+    columns = {name: _joined([row[name] for row in rows]) for name in rows[0]}
+    return SplitEvidence(
+        **columns, ladder={k: _joined([ladder[k] for ladder in ladders]) for k in ladders[0]}
+    )
+
+
+def summarise(
+    evidence: SplitEvidence, baselines: list[Baseline], *, space: str, num_values: int
+) -> dict[str, Any]:
+    """metrics.json, but for what is the model's own: means over examples, with their errors.
+
+    Args:
+        evidence: of the test split.
+        baselines: scored on the same examples; the first is the strongest.
+        space: bits/dim are for discrete data only.
+        num_values: D.
+    """
+    mean, se = _mean_and_se(evidence.log_px)
+    to_bits = None if space == "continuous" else 1 / (num_values * math.log(2))
+    compared = [_compare(evidence.log_px, baseline, to_bits) for baseline in baselines]
+    metrics: dict[str, Any] = {
+        "num_examples": len(evidence.log_px),
+        "num_samples": max(evidence.ladder),
+        "elbo": evidence.elbo.mean(),
+        "log_px_z": evidence.log_px_z.mean(),
+        "kl": evidence.kl.mean(),
+        "log_px": mean,
+        "log_px_se": se,
+        "log_px_mc_se": math.sqrt(float((evidence.se**2).sum())) / len(evidence.se),
+        "bits_per_dim": None if to_bits is None else -mean * to_bits,
+        "bits_per_dim_se": None if to_bits is None else se * to_bits,
+        "ess_median": np.median(evidence.ess),
+        "khat_median": _median(evidence.khat),
+        "khat_bad_fraction": _share_above(evidence.khat, KHAT_LIMIT),
+        "posterior_gap": (evidence.log_px - evidence.elbo).mean(),
+        "ladder": {str(k): values.mean() for k, values in sorted(evidence.ladder.items())},
+        "baseline": compared[0],
+    }
+    if len(compared) > 1:
+        metrics["baselines"] = {entry["name"]: entry for entry in compared}
+    return metrics
+
+
+def reference(evidence: SplitEvidence) -> dict[str, Any]:
+    """reference.json: quantiles of log p(x), (101,), at evenly spaced probabilities."""
+    probabilities = np.linspace(0.0, 1.0, QUANTILES)
+    return {
+        "split": "valid",
+        "num_examples": len(evidence.log_px),
+        "num_samples": max(evidence.ladder),
+        "probabilities": [round(float(p), 6) for p in probabilities],
+        "log_px": np.quantile(evidence.log_px, probabilities).tolist(),
+    }
+
+
+def per_example(test: Split, evidence: SplitEvidence, baseline: Baseline) -> pd.DataFrame:
+    """per_example.parquet: one row for each test example, in the split's order."""
+    return pd.DataFrame(
+        {
+            "id": test.id,
+            "label": test.label,
+            "log_px": evidence.log_px,
+            "se": evidence.se,
+            "ess": evidence.ess,
+            "khat": evidence.khat,
+            "elbo": evidence.elbo,
+            "log_px_z": evidence.log_px_z,
+            "kl": evidence.kl,
+            "baseline_log_px": baseline.log_px.cpu().numpy(),
+        }
+    )
+
+
+def evaluate(config: EvaluateParams, prepared: Path, model_dir: Path, train: Path, out: Path):
+    """Score the model in `model_dir` on the prepared test split and write `out`, whole.
+
+    Returns metrics.json's content. Raises UserError for a damaged model or one of other data.
+    """
+    meta = load_meta(prepared)
+    model = _load_model(model_dir, meta)
+    splits = {name: load_split(prepared, name) for name in ("train", "valid", "test")}
+    x = {name: torch.from_numpy(np.array(split.x)) for name, split in splits.items()}
+    history = pd.read_csv(train / "history.csv")
+    K = config.num_importance_samples
+    say(
+        f"evaluate   {len(x['test']):,} test and {len(x['valid']):,} validation examples, "
+        f"K = {K:,} importance samples each"
+    )
+    test = score_split(model, x["test"], K, config.seed)
+    valid = score_split(model, x["valid"], K, config.seed)
+    baselines = fit_baselines(
+        x["train"],
+        x["valid"],
+        x["test"],
+        space=meta.space,
+        latent_dim=model.noise_dim,
+        min_scale=model.config.min_scale,
+        num_samples=K,
+        seed=config.seed,
+        binarize=meta.space == "binary" and meta.binarization == "dynamic",
+    )
+    num_values = math.prod(meta.data_shape)
+    metrics = summarise(test, baselines, space=meta.space, num_values=num_values)
+    metrics |= _collapse(model, x["test"])
+    metrics = _plain(metrics)
+    gallery = pictures.Gallery(
+        model=model,
+        x=x["test"],
+        labels=_label_words(splits["test"].label),
+        seed=config.seed,
+    )
+    with whole_directory(out) as fresh:
+        write_json(fresh / "metrics.json", metrics)
+        write_json(fresh / "reference.json", reference(valid))
+        table = per_example(splits["test"], test, baselines[0])
+        table.to_parquet(fresh / "per_example.parquet", index=False)
+        pictures.draw(gallery, test.log_px, fresh)
+        plots.save(plots.elbo_curves(history), fresh / "elbo_curves.png")
+        ladder = plots.ladder_figure(metrics["ladder"], metrics["elbo"])
+        plots.save(ladder, fresh / "ladder.png")
+    for line in describe(metrics):
+        say(f"evaluate   {line}")
+    return metrics
+
+
+def describe(metrics: dict[str, Any]) -> list[str]:
+    """The result in two lines for the terminal."""
+    base = metrics["baseline"]
+    score = f"log p(x) {metrics['log_px']:.2f} ± {metrics['log_px_se']:.2f} nats"
+    if metrics["bits_per_dim"] is not None:
+        score += f" ({metrics['bits_per_dim']:.4f} ± {metrics['bits_per_dim_se']:.4f} bits/dim)"
+    bad = metrics["khat_bad_fraction"]
+    trust = "" if bad is None else f", khat > {KHAT_LIMIT} on {bad:.1%}"
+    return [
+        f"{score}, gap {metrics['posterior_gap']:.2f}, "
+        f"{metrics['active_units']} of {metrics['latent_dim']} units active{trust}",
+        f"{base['gain']:+.2f} ± {base['gain_se']:.2f} nats against {base['name']} "
+        f"({base['gain_in_se']:.1f} standard errors)",
+    ]
+
+
+def _load_model(folder: Path, meta: Meta) -> VAE:
+    try:
+        model = load(folder, device="cuda" if torch.cuda.is_available() else "cpu")
+    except CheckpointError as error:
+        raise UserError(f"{error}; `dvc repro --force train` trains it again") from error
+    config = model.config
+    if config.data_shape != tuple(meta.data_shape) or config.space != meta.space:
+        raise UserError(
+            f"the model in {folder} was made for {config.space} data of shape "
+            f"{config.data_shape}; the prepared data are {meta.space}, {tuple(meta.data_shape)}; "
+            "`dvc repro` trains one for them"
+        )
+    return model
+
+
+def _collapse(model: VAE, x: Tensor) -> dict[str, Any]:
+    active = active_units(model, x)
+    return {
+        "active_units": int(active.sum()),
+        "latent_dim": model.noise_dim,
+        "collapse": collapse_verdict(model, x),
+    }
+
+
+def _compare(log_px: np.ndarray, baseline: Baseline, to_bits: float | None) -> dict[str, Any]:
+    """The baseline's score and the model's paired gain over it, with the error across examples."""
+    theirs = baseline.log_px.cpu().numpy()
+    gain, se = _mean_and_se(log_px - theirs)
+    return {
+        "name": baseline.name,
+        "log_px": theirs.mean(),
+        "bits_per_dim": None if to_bits is None else -theirs.mean() * to_bits,
+        "gain": gain,
+        "gain_se": se,
+        "gain_in_se": gain / se if se > 0 else math.nan,
+    }
+
+
+def _mean_and_se(values: np.ndarray) -> tuple[float, float]:
+    """Mean and its standard error across examples; NaN for the error of a single one."""
+    if len(values) < 2:
+        return float(values.mean()), math.nan
+    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def _median(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else math.nan
+
+
+def _share_above(values: np.ndarray, limit: float) -> float:
+    known = values[~np.isnan(values)]
+    return float((known > limit).mean()) if len(known) else math.nan
+
+
+def _plain(content: Any) -> Any:
+    """JSON-ready: Python numbers, and None for what isn't finite."""
+    if isinstance(content, dict):
+        return {key: _plain(value) for key, value in content.items()}
+    if isinstance(content, float | np.floating):
+        return float(content) if math.isfinite(content) else None
+    return content
+
+
+def _label_words(label: np.ndarray) -> list[str] | None:
+    return None if (label < 0).all() else [str(value) for value in label]
+
+
+def _joined(parts: list[Tensor]) -> np.ndarray:
+    return torch.cat(parts).double().cpu().numpy()
+
+
+def run(params: Params, prepared: Path, model: Path, train: Path, out: Path) -> dict[str, Any]:
+    """`evaluate`, then the mirror in MLflow, which never fails the stage."""
+    metrics = evaluate(params.evaluate, prepared, model, train, out)
+    tracking.mirror_evaluation(params, out, train)
+    return metrics
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prepared", type=Path, default=Path("data/prepared"))
+    parser.add_argument("--model", type=Path, default=Path("models/vae"))
+    parser.add_argument("--train", type=Path, default=Path("reports/train"))
+    parser.add_argument("--evaluate", type=Path, default=Path("reports/evaluate"))
+    paths = parser.parse_args()
+    run(load_params(), paths.prepared, paths.model, paths.train, paths.evaluate)
+
+
+if __name__ == "__main__":
+    run_stage(main)
