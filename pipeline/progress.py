@@ -70,8 +70,9 @@ class EpochLog(UserCallback):
 class EpochLines:
     """Prints a line an epoch: the ELBO's terms on the validation split, speed and time left."""
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int, on_epoch: Callable[[dict[str, Any]], None]) -> None:
         self.epochs = epochs
+        self.on_epoch = on_epoch
         self.diverged = ""
         self.times: list[float] = []
 
@@ -79,6 +80,7 @@ class EpochLines:
         if "diverged" in row:
             self.diverged = row["diverged"]
             return
+        self.on_epoch(row)
         self.times = [*self.times[-9:], row["time"]]
         left = ""
         if len(self.times) > 1:

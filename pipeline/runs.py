@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from pipeline.stage import UserError, project_root
+from pipeline.store import flatten
 
 KEPT_RUNS = 5
 
@@ -39,28 +40,16 @@ def stage_hash(stage: str, content: Mapping[str, Any], dvc_file: Path = Path("dv
 
 
 def run_facts(
-    stage: str, content_hash: str, started: float, data_hash: str, params: Mapping[str, Any]
+    stage: str, content_hash: str, data_hash: str, params: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What run.json tells the tracker: the run's name, its times and its flat parameters."""
+    """What run.json tells the tracker, but for the time at which the run finished."""
     return {
         "name": f"{stage}-{content_hash[:16]}",
-        "started": started,
-        "finished": time.time(),
+        "started": time.time(),
         "params": flatten(params),
         "data_hash": data_hash,
         "stage_hash": content_hash,
     }
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots; lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _code_deps(stage: str, dvc_file: Path) -> list[Path]:

@@ -102,7 +102,7 @@ def sweep(params: Params, prepared: Path, out: Path) -> None:
         "data": meta.hash,
     }
     content_hash = runs.stage_hash("sweep", content)
-    started = time.time()
+    facts = runs.run_facts("sweep", content_hash, meta.hash, content)
     if len(points) == 1:
         say(f"sweep      one point, nothing to train: {describe(points[0])} (pinned in `model`)")
         rows = [{"trial_id": "pinned", "status": "pinned", **points[0]}]
@@ -114,8 +114,7 @@ def sweep(params: Params, prepared: Path, out: Path) -> None:
         trials.to_csv(fresh / "trials.csv", index=False)
         write_json(fresh / "best.json", best_config(job, best, meta))
         sweep_plot(trials, fresh / "sweep.png")
-        facts = runs.run_facts("sweep", content_hash, started, meta.hash, content)
-        write_json(fresh / "run.json", facts)
+        write_json(fresh / "run.json", facts | {"finished": time.time()})
     tracking.mirror_sweep(params, out)
 
 

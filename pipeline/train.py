@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,23 +47,31 @@ def train(params: Params, prepared: Path, best: Path, model_out: Path, out: Path
         "data": meta.hash,
     }
     content_hash = runs.stage_hash("train", content)
-    started = time.time()
-    model, state = run_workers(params, job, load_arrays(prepared, meta), content_hash)
+    facts = runs.run_facts("train", content_hash, meta.hash, content)
+    with tracking.live_run(params, facts) as live:
+        arrays = load_arrays(prepared, meta)
+        model, state = run_workers(params, job, arrays, content_hash, live.log_epoch)
     history = pd.DataFrame([stats.to_row() for stats in state.history])
     with whole_directory(out) as fresh:
         history.to_csv(fresh / "history.csv", index=False)
         write_json(fresh / "metrics.json", summary(history, params))
-        facts = runs.run_facts("train", content_hash, started, meta.hash, content)
-        write_json(fresh / "run.json", facts)
+        write_json(fresh / "run.json", facts | {"finished": time.time()})
     model.load_state_dict(state.best_weights)
     save(model, model_out)
     tracking.mirror_training(params, out, model_out, best.parent)
 
 
 def run_workers(
-    params: Params, job: TrainingJob, arrays: TrainingArrays, content_hash: str
+    params: Params,
+    job: TrainingJob,
+    arrays: TrainingArrays,
+    content_hash: str,
+    on_epoch: Callable[[dict[str, Any]], None],
 ) -> tuple[VAE, TrainingState]:
-    """Train under Ray Train; returns the model and its state after the last epoch."""
+    """Train under Ray Train; returns the model and its state after the last epoch.
+
+    on_epoch: gets each finished epoch's row of history.csv, within a second or so.
+    """
     scaling = params.scaling
     with (
         cluster.connect(object_store_bytes=cluster.store_size(arrays.nbytes)),
@@ -99,7 +108,7 @@ def run_workers(
                 checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             ),
         )
-        lines = EpochLines(job.training.epochs)
+        lines = EpochLines(job.training.epochs, on_epoch)
         with follow(log, lines.show):
             result = trainer.fit()
     if lines.diverged:

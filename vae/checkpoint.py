@@ -118,6 +118,7 @@ def load_state(model: VAE, folder: str | os.PathLike[str]) -> TrainingState:
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     # Clones: safetensors refuses tensors that share memory, which state and model do.
     save_file({name: value.detach().cpu().clone() for name, value in tensors.items()}, path)
+    path.chmod(0o644)
 
 
 def _load_tensors(
