@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 LARGEST_INT = 2**53
@@ -25,13 +25,15 @@ _WORDS = {
 
 
 def checked(hint: Any, value: Any) -> Any:
-    """The value in its declared type; raises ValueError with what was expected, in words."""
+    """The value in its declared type; raises ValueError "expected …, got …"."""
     try:
         found = _adapter(hint).validate_python(value)
     except ValidationError:
-        raise ValueError(describe(hint) + _did_you_mean(hint, value)) from None
+        near = get_close_matches(str(value), _literals(hint), n=1)
+        did_you_mean = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"expected {describe(hint)}, got {shown(value)}{did_you_mean}") from None
     if isinstance(value, int) and abs(value) > LARGEST_INT:
-        raise ValueError(f"{describe(hint)}, not above {LARGEST_INT}")
+        raise ValueError(f"expected {describe(hint)}, got {shown(value)}, which is too large")
     return found
 
 
@@ -41,33 +43,34 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 
 def describe(hint: Any) -> str:
-    """What a hint allows: "a whole number at least 1, or null"."""
+    """What a hint allows: "a whole number, at least 1, or null"."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        bounds = [text for bound in args[1:] if (text := _bound(bound))]
-        return " ".join([describe(args[0]), " and ".join(bounds)]).strip()
+        if get_origin(args[0]) is tuple:
+            return describe(args[0]).replace("a list", "a list of one or more", 1)
+        return describe(args[0]) + _bounds(args[1:])
     if origin in (Union, types.UnionType):
         return ", or ".join(describe(arg) for arg in args)
     if origin is Literal:
-        return ("one of " if len(args) > 1 else "") + ", ".join(map(str, args))
+        return " | ".join(map(str, args))
     if origin is tuple:
-        return f"a list with {describe(args[0])} in each place"
+        return f"a list (each {describe(args[0])})"
     return _WORDS[hint]
 
 
-def _bound(bound: Any) -> str:
-    match bound:
-        case Ge(ge=low):
-            return f"at least {low}"
-        case Gt(gt=low):
-            return f"above {low}"
-        case Le(le=high):
-            return f"at most {high}"
-        case Lt(lt=high):
-            return f"below {high}"
-        case MinLen(min_length=length):
-            return f"and at least {length} of them"
-    return ""
+def _bounds(bounds: tuple[Any, ...]) -> str:
+    low = high = ""
+    for bound in bounds:
+        match bound:
+            case Ge(ge=value):
+                low = f"at least {value}"
+            case Gt(gt=value):
+                low = f"above {value}"
+            case Le(le=value):
+                high = f"at most {value}"
+            case Lt(lt=value):
+                high = f"below {value}"
+    return " " + " and ".join(filter(None, (low, high))) if low or high else ""
 
 
 def shown(value: Any) -> str:
@@ -85,14 +88,10 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _did_you_mean(hint: Any, value: Any) -> str:
-    close = get_close_matches(str(value), [str(name) for name in _names(hint)], n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _names(hint: Any) -> list[Any]:
+def _literals(hint: Any) -> list[str]:
+    """The names that a hint allows."""
     if get_origin(hint) is Literal:
-        return list(get_args(hint))
+        return [str(name) for name in get_args(hint)]
     if get_origin(hint) in (Union, types.UnionType):
-        return [name for arg in get_args(hint) for name in _names(arg)]
+        return [name for arg in get_args(hint) for name in _literals(arg)]
     return []

@@ -153,9 +153,7 @@ def load_params(path: str | Path = PARAMS_FILE) -> Params:
     file = read_yaml(Path(path))
     faults = dict(file.faults)
     sections = _check_sections(file.content, faults)
-    space = sections.get("data", {}).get("space")
-    if space is not None:
-        _check_model(sections, space, faults)
+    _check_model(sections, sections.get("data", {}).get("space"), faults)
     if faults:
         raise UserError(_message(file, faults))
     return Params(**{name: _SECTIONS[name](**values) for name, values in sections.items()})
@@ -189,7 +187,7 @@ def _check_section(
             faults.setdefault(f"{name}.{key}", f"there is no such key{near}")
     for key, default in known.items():
         if key not in found:
-            usual = "" if default is MISSING else f", such as {shown(default)}"
+            usual = "" if default is MISSING else f"; usually {shown(default)}"
             text = f"the key is missing; expected {describe(_hints(section)[key])}{usual}"
             faults.setdefault(f"{name}.{key}", text)
     values, wrong = _check_types(section, {k: v for k, v in found.items() if k in known})
@@ -208,21 +206,26 @@ def _check_types(section: Any, found: dict[str, Any]) -> tuple[dict[str, Any], d
         try:
             values[key] = checked(_hints(section)[key], value)
         except ValueError as error:
-            wrong[key] = f"expected {error}, got {shown(value)}"
+            wrong[key] = str(error)
     return values, wrong
 
 
-def _check_model(sections: dict[str, dict[str, Any]], space: str, faults: dict[str, str]) -> None:
-    """Likelihoods against the data's space, and `model` against the core's own checks."""
+def _check_model(
+    sections: dict[str, dict[str, Any]], space: str | None, faults: dict[str, str]
+) -> None:
+    """Likelihoods against the data's space (None: unknown), `model` against the core's checks."""
     model = sections.get("model", {})
-    if (pinned := model.get("likelihood")) is not None:
+    pinned = model.get("likelihood")
+    if pinned is not None:
         _collect("model.likelihood", lambda: _check_likelihood(pinned, space), faults)
-    else:
-        for name in sections.get("sweep", {}).get("likelihood", ()):
-            _collect("sweep.likelihood", lambda name=name: _check_likelihood(name, space), faults)
+    for name in sections.get("sweep", {}).get("likelihood", ()):
+        # Pinned, the sweep's list is not used, and need not be of this space.
+        used_in = space if pinned is None else None
+        _collect("sweep.likelihood", lambda n=name, s=used_in: _check_likelihood(n, s), faults)
     given = {key: value for key, value in model.items() if value is not None}
+    space = space or "grey8"
     likelihood, data_shape = _PROBES[space]
-    probe = {"latent_dim": 1} | given | {"likelihood": likelihood}
+    probe: dict[str, Any] = {"latent_dim": 1} | given | {"likelihood": likelihood}
     _collect("model", lambda: VAEConfig(data_shape=data_shape, space=space, **probe), faults)
 
 
@@ -235,10 +238,11 @@ _PROBES: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 
 
-def _check_likelihood(name: str, space: str) -> None:
+def _check_likelihood(name: str, space: str | None) -> None:
     if name not in LIKELIHOODS:
         raise ValueError(f"{name!r} is unknown{_nearest(name, LIKELIHOODS)}")
-    check_likelihood(name, space)
+    if space is not None:
+        check_likelihood(name, space)
 
 
 def _collect(where: str, make: Callable[[], object], faults: dict[str, str]) -> None:

@@ -71,7 +71,7 @@ def content_hashes(x: np.ndarray, seed: int) -> np.ndarray:
     """(N,) uint64: a hash of each example's values and shape, salted by the seed."""
     salt = f"{seed}{x.dtype.str}{x.shape[1:]}".encode()
     rows = np.ascontiguousarray(x).reshape(len(x), -1)
-    digests = [hashlib.blake2b(row, digest_size=8, key=salt[:64]).digest() for row in rows]
+    digests = [hashlib.blake2b(row.data, digest_size=8, key=salt[:64]).digest() for row in rows]
     return np.frombuffer(b"".join(digests), "<u8")
 
 

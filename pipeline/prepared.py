@@ -73,7 +73,8 @@ def load_meta(folder: str | Path) -> Meta:
         raise UserError(
             f"{path} is not what prepare writes; `dvc repro --force prepare` remakes it"
         )
-    return Meta(**content | {"data_shape": tuple(content["data_shape"])})
+    values: dict[str, Any] = content | {"data_shape": tuple(content["data_shape"])}
+    return Meta(**values)
 
 
 def load_split(folder: str | Path, split: str) -> Split:
@@ -149,7 +150,7 @@ def content_hash(splits: Mapping[str, Split], space: str) -> str:
     for name in SPLITS:
         split = splits[name]
         digest.update(f"{name}{split.x.dtype.str}{split.x.shape}".encode())
-        digest.update(np.ascontiguousarray(split.x))
+        digest.update(np.ascontiguousarray(split.x).data)
         digest.update(split.label.astype("<i8").tobytes())
         digest.update("\0".join(split.id.tolist()).encode())
     return digest.hexdigest()
