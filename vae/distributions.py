@@ -195,14 +195,16 @@ def _level_interval(x: Tensor, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tens
     Levels 0 and 255 reach to infinity. (x + 1/2)/256 - loc is exact near the bin, so neighbouring
     bins agree on the edge between them however small the scale.
     """
+    one = torch.ones((), dtype=x.dtype, device=x.device)
     first, last = x == 0, x == LEVELS - 1
-    to_upper_edge = torch.where(first, -torch.inf, -0.5 / LEVELS)
-    to_lower_edge = torch.where(last, -torch.inf, -0.5 / LEVELS)
-    to_upper_edge, to_lower_edge = to_upper_edge.to(x.dtype), to_lower_edge.to(x.dtype)
-    beyond = torch.where(first | last, torch.inf, 0.0).to(x.dtype)
     offset = (x + 0.5) / LEVELS - loc
+    # The side of the mean that the level lies on; an edge level has one side only.
+    side = torch.copysign(one, offset.detach())
+    side = torch.minimum(side, torch.where(first, -one, one))
+    side = torch.maximum(side, torch.where(last, one, -one))
     inverse = 1 / scale
-    distance = torch.maximum(to_upper_edge + offset, to_lower_edge - offset) * inverse
+    distance = (offset * side - 0.5 / LEVELS) * inverse
+    beyond = torch.where(first | last, torch.inf, 0.0).to(x.dtype)
     return distance, inverse / LEVELS + beyond
 
 
