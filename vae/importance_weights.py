@@ -165,30 +165,31 @@ def pareto_khat(tail: Tensor, resolution: float) -> Tensor:
 
     Returns:
         k̂, (B,): 0 where the tail is constant up to rounding, inf where it spans more than floats
-        can hold, NaN where a weight is NaN.
+        can hold or holds no weight above 0, NaN where a weight is NaN.
     """
     from arviz_stats.base.array import BaseArray  # two seconds that `import vae` shall not take
 
     log_w = tail.cpu().numpy().T[:, ::-1]
     threshold, largest = log_w[:, 0], log_w[:, -1]
-    rounding = 8 * resolution * np.maximum(np.abs(largest), 1.0)
+    M = log_w.shape[1] - 1
+    quartile = int(M / 4 + 0.5)  # the fit's unit of scale
     with np.errstate(all="ignore"):
-        spread = np.where(largest == threshold, 0.0, largest - threshold)
-        constant = spread <= rounding
+        spread = largest - threshold
         weights = np.exp(log_w - largest[:, None])
-    # arviz-stats fits a fifth of what it is given if that is few, so M + 1 values are filled up to
-    # 5 M with copies of the threshold, which the fit doesn't see.
-    M = weights.shape[1] - 1
-    filled = np.concatenate([np.repeat(weights[:, :1], 4 * M - 1, axis=1), weights], axis=1)
-    khat = np.zeros(len(filled))
-    varied = ~constant & np.isfinite(spread)
-    if varied.any():
+        usable = weights[:, quartile] > weights[:, 0]
+        usable &= spread > 8 * resolution * np.maximum(np.abs(largest), 1.0)
+    # Ties, or a few weights so large that the others vanish beside them.
+    khat = np.where(spread > 1, np.inf, 0.0)
+    khat[np.isinf(largest)] = np.inf
+    if usable.any():
+        # arviz-stats fits the largest fifth of what it is given, so M + 1 values are filled up to
+        # 5 M with copies of the threshold, which the fit doesn't see.
+        weights = weights[usable]
+        copies = np.repeat(weights[:, :1], 4 * M - 1, axis=1)
+        filled = np.concatenate([copies, weights], axis=1)[:, None, :]
         with np.errstate(all="ignore"):
-            khat[varied] = BaseArray().pareto_khat(
-                filled[varied][:, None, :], r_eff=1 / filled.shape[1], tail="right"
-            )
-    # A threshold quartile that underflows leaves the fit without a scale.
-    khat[(varied & ~np.isfinite(khat)) | (spread == np.inf)] = np.inf
+            fitted = BaseArray().pareto_khat(filled, r_eff=1 / filled.shape[-1], tail="right")
+        khat[usable] = np.where(np.isfinite(fitted), fitted, np.inf)
     khat[np.isnan(log_w).any(axis=1)] = np.nan
     return torch.as_tensor(khat, dtype=tail.dtype, device=tail.device)
 
