@@ -303,7 +303,8 @@ def test_gradients_equal_finite_differences(network, latent_dim):
     model(x, eps).elbo.sum().backward()
     step = 1e-5
     for parameter in model.parameters():
-        assert parameter.grad is not None
+        gradient = parameter.grad
+        assert gradient is not None
         direction = torch.randn_like(parameter)
         with torch.no_grad():
             parameter += step * direction
@@ -312,9 +313,8 @@ def test_gradients_equal_finite_differences(network, latent_dim):
             below = model(x, eps).elbo.sum()
             parameter += step * direction
         expected = (above - below) / (2 * step)
-        torch.testing.assert_close(
-            (parameter.grad * direction).sum(), expected, rtol=1e-5, atol=1e-6
-        )
+        found = (gradient * direction).sum()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_import_needs_neither_ray_nor_mlflow_nor_pandas():

@@ -1,6 +1,7 @@
 """Networks: what each output can depend on, initialisation, any image size."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_mlp_computes_its_formula(name, function):
 
 def test_glorot_initialisation():
     torch.manual_seed(0)
-    linear = mlp(300, (200,), 10, "tanh")[0]
+    linear: Any = mlp(300, (200,), 10, "tanh")[0]
     bound = math.sqrt(6 / (300 + 200))
     assert linear.weight.abs().max() <= bound
     assert linear.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
@@ -78,7 +79,7 @@ def test_every_pixel_reaches_the_encoding_and_is_reached_by_the_code(data_shape,
     down(x).sum().backward()
     assert (x.grad != 0).all()
     z = torch.randn(2, dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(up, z)
+    jacobian: Any = torch.autograd.functional.jacobian(up, z)
     assert jacobian.shape == (2, *data_shape, 2)
     # the corner, the last row and column included: cropping must not cut connections
     assert (jacobian.abs().sum(-1) > 0).all()
@@ -109,7 +110,7 @@ def test_output_bias_is_the_output_of_a_silent_body(network):
 
 
 def test_residual_block_starts_as_the_identity_and_adds():
-    block = ResidualBlock(3, "relu")
+    block: Any = ResidualBlock(3, "relu")
     x = torch.randn(2, 3, 4, 5)
     assert torch.equal(block(x), x)
     torch.nn.init.ones_(block.change[-1].bias)

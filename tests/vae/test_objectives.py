@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from vae.model import VAE, VAEConfig
 from vae.objectives import ESTIMATORS, Objective, TrainingModule
@@ -330,7 +331,7 @@ def test_under_vamp_only_log_q_is_stopped(first, second):
             return type(mixture)(mixture.components.detach(), mixture.log_weights)
 
     model_prior = model.prior_family
-    model.prior_family = WithoutPriorPath()
+    model.add_module("prior_family", WithoutPriorPath())
     missing = gradients(module(model, first), x, noise(model, batch=500))[weight]
     assert ((missing - two.mean(0)).abs() > 10 * se * math.sqrt(len(one))).any()
 
@@ -393,7 +394,7 @@ DDP_CASES = [(kind, name, cut) for kind in MODELS for name in ESTIMATORS for cut
 
 @pytest.mark.slow
 def test_two_ranks_have_the_gradient_of_one(tmp_path):
-    torch.multiprocessing.spawn(_rank_gradients, args=(str(tmp_path),), nprocs=2)
+    spawn(_rank_gradients, args=(str(tmp_path),), nprocs=2)
     for kind, name, cut in DDP_CASES:
         torch.manual_seed(0)
         model = make(**MODELS[kind])

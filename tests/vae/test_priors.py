@@ -1,6 +1,7 @@
 """Priors against torch.distributions, exact joint Gaussians and their own samples."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_mixture():
 
 
 def test_learned_mixture_is_normalised_and_every_parameter_learns():
-    prior = PRIORS["mixture"](latent_dim=1, num_components=M, input_shape=()).double()
+    prior: Any = PRIORS["mixture"](latent_dim=1, num_components=M, input_shape=()).double()
     with torch.no_grad():
         prior.logits.copy_(double(M))
     grid = torch.linspace(-12, 12, 20_001, dtype=torch.float64)
@@ -105,7 +106,7 @@ def test_vamp_prior_is_the_mean_of_posteriors_at_pseudo_inputs(space, posterior)
     model = VAE(config).double()
     top = {"binary": 1.0, "grey8": 255.0, "continuous": 40.0}[space]
     model.set_data_statistics(top * torch.rand(1, 2, 3), top * torch.rand(1, 2, 3))
-    free = model.prior_family.pseudo_inputs
+    free: Any = model.prior_family.pseudo_inputs
     mean = model.data_loc
     if space == "continuous":
         pseudo = mean + model.data_scale * free
@@ -128,7 +129,7 @@ def test_vamp_prior_is_the_mean_of_posteriors_at_pseudo_inputs(space, posterior)
 def affine_conditional(upper, lower):
     """p(lower|upper) = N(A upper + b, diag(scale)²), with A, b and scale."""
     conditional = ConditionalNormal(upper, lower, (), "tanh").double()
-    layer = conditional.network[0]
+    layer: Any = conditional.network[0]
     log_scale = 0.3 * double(lower)
     with torch.no_grad():
         layer.weight[lower:] = 0
