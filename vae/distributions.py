@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Gamma, StudentT, constraints
+from torch.distributions import Distribution, Gamma, Laplace, Normal, StudentT, constraints
 from torch.nn.functional import log_softmax, logsigmoid
 
 from vae.numerics import (
@@ -86,15 +86,17 @@ class Factorised(Distribution):
 
 
 class FactorisedBase(Factorised):
-    """A product of torch's univariate distributions, `base` of shape (*batch, *event)."""
+    """A product of torch's univariate `base`, a family with a location, over data values."""
 
-    def __init__(self, base: Distribution, event_dims: int, *, validate_args: bool = False) -> None:
+    def __init__(
+        self, base: Normal | Laplace | StudentT, event_dims: int, *, validate_args: bool = False
+    ) -> None:
         self.base = base
-        super().__init__(base.mean, event_dims, validate_args=validate_args)
+        super().__init__(base.loc, event_dims, validate_args=validate_args)
 
     @property
     def support(self) -> constraints.Constraint:
-        return constraints.independent(self.base.support, len(self.event_shape))
+        return constraints.independent(constraints.real, len(self.event_shape))
 
     @property
     def mean(self) -> Tensor:
@@ -208,13 +210,10 @@ def _level_interval(x: Tensor, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tens
     return distance, inverse / LEVELS + beyond
 
 
-class GreyGaussian(GreyLevels):
-    """N(loc, scale^2) on the unit interval, as a distribution of grey levels.
+class _GaussianLevels(GreyLevels):
+    """Grey levels of N(loc, scale^2): shared by the two ways to treat its tails.
 
-    `log_prob` is the exact mass of the level's bin, `dequantized_log_prob` the density at (x+u)/256
-    in the same unit, whose mean over u ~ U[0, 1) it bounds from above (Theis et al. 2016, eq. 4).
-    The mass outside the unit interval (`log_tails`) belongs to no level; `mean` and `sample` put it
-    on the nearest one. scale: broadcastable to loc.
+    loc: (*batch, *event). scale: broadcastable to loc.
     """
 
     def __init__(
@@ -222,6 +221,25 @@ class GreyGaussian(GreyLevels):
     ) -> None:
         self.loc, self.scale = loc, scale
         super().__init__(loc, event_dims, validate_args=validate_args)
+
+    def survival(self, level: int) -> Tensor:
+        return torch.special.ndtr((self.loc - level / LEVELS) / self.scale)
+
+    def _draw(self, sample_shape: torch.Size) -> Tensor:
+        noise = torch.randn(
+            self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device
+        )
+        return _level(self.loc + self.scale * noise)
+
+
+class GreyGaussian(_GaussianLevels):
+    """N(loc, scale^2) on the unit interval, as a distribution of grey levels.
+
+    `log_prob` is the exact mass of the level's bin. `dequantized_log_prob` is the log density at
+    (x+u)/256 in the same unit; over u ~ U[0, 1) its mean is at most `log_prob`, by Jensen's
+    inequality, and the mean of its exponential is exactly the mass (Theis et al. 2016). The mass outside the unit interval (`log_tails`) belongs to no level; `mean` and `sample` put it
+    on the nearest one.
+    """
 
     def values_log_prob(self, x: Tensor) -> Tensor:
         inverse = 1 / self.scale
@@ -241,42 +259,18 @@ class GreyGaussian(GreyLevels):
         below = log_normal_interval(self.loc / self.scale, infinite)
         return below, log_normal_interval((1 - self.loc) / self.scale, infinite)
 
-    def survival(self, level: int) -> Tensor:
-        return torch.special.ndtr((self.loc - level / LEVELS) / self.scale)
 
-    def _draw(self, sample_shape: torch.Size) -> Tensor:
-        noise = torch.randn(
-            self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device
-        )
-        return _level(self.loc + self.scale * noise)
-
-
-class DiscretizedGaussian(GreyLevels):
+class DiscretizedGaussian(_GaussianLevels):
     """N(loc, scale^2) rounded to grey levels: levels 0 and 255 also take the tails."""
-
-    def __init__(
-        self, loc: Tensor, scale: Tensor, event_dims: int, *, validate_args: bool = False
-    ) -> None:
-        self.loc, self.scale = loc, scale
-        super().__init__(loc, event_dims, validate_args=validate_args)
 
     def values_log_prob(self, x: Tensor) -> Tensor:
         return log_normal_interval(*_level_interval(x, self.loc, self.scale))
-
-    def survival(self, level: int) -> Tensor:
-        return torch.special.ndtr((self.loc - level / LEVELS) / self.scale)
-
-    def _draw(self, sample_shape: torch.Size) -> Tensor:
-        noise = torch.randn(
-            self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device
-        )
-        return _level(self.loc + self.scale * noise)
 
 
 class DiscretizedLogistic(GreyLevels):
     """Logistic(loc, scale) rounded to grey levels: levels 0 and 255 also take the tails.
 
-    Kingma et al. 2016 (inverse autoregressive flow), eq. 12.
+    Kingma et al. 2016 (inverse autoregressive flow).
     """
 
     def __init__(
@@ -325,8 +319,8 @@ class LogisticMixture(GreyLevels):
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
         shape = sample_shape + self.loc.shape
-        gumbel = -torch.empty(shape, dtype=self.loc.dtype, device=self.loc.device)
-        gumbel = -gumbel.exponential_().log()
+        noise = torch.empty(shape, dtype=self.loc.dtype, device=self.loc.device)
+        gumbel = -noise.exponential_().log()
         chosen = (self.log_weights + gumbel).argmax(self._dim, keepdim=True)
         loc = self.loc.expand(shape).gather(self._dim, chosen).squeeze(self._dim)
         scale = self.scale.expand(shape).gather(self._dim, chosen).squeeze(self._dim)
@@ -336,7 +330,7 @@ class LogisticMixture(GreyLevels):
 class ContinuousBernoulliGrey(GreyLevels):
     """Continuous Bernoulli on [0, 1], density proportional to exp(logits t), as grey levels.
 
-    Loaiza-Ganem and Cunningham 2019, eqs. 5-8, from logits and exact for any of them: seen from the
+    Loaiza-Ganem and Cunningham 2019, from logits and exact for any of them: seen from the
     favoured end (s = t for negative logits, else 1 - t) it is an exponential of rate |logits|
     truncated to [0, 1]. `log_prob` is the exact mass of the level's bin, `dequantized_log_prob` the
     density at (x+u)/256 in the same unit. logits: (*batch, *event).

@@ -30,11 +30,6 @@ def inverse_softplus(y: Tensor) -> Tensor:
     return y + torch.log(-torch.expm1(-y))
 
 
-def log1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(-x)) for x > 0; same shape."""
-    return torch.log(-torch.expm1(-x))
-
-
 # --- the exponential distribution truncated to [0, 1] -------------------------------------------
 
 
