@@ -43,7 +43,7 @@ _ENVIRONMENT = {
 }
 
 
-class Unreachable(Exception):
+class Unreachable(Exception):  # noqa: N818
     """The tracking store does not answer, or refuses; its message says why, in one line."""
 
 
@@ -66,11 +66,9 @@ def import_mlflow() -> Any:
         warnings.simplefilter("ignore")
         import mlflow
 
-        for name, level in (
-            ("alembic", logging.WARNING),
-            ("urllib3.connectionpool", logging.ERROR),
-        ):
-            logging.getLogger(name).setLevel(level)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each retry
+        logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # a venv without pip
     return mlflow
 
 
@@ -152,7 +150,9 @@ class Store:
         known = self.known_run(key)
         if known is not None:
             return known
-        all_tags = {**_git_tags(), **(tags or {}), "tightbound.key": key}
+        all_tags = {**(tags or {}), "tightbound.key": key}
+        if (commit := git_commit()) is not None:
+            all_tags["mlflow.source.git.commit"] = commit
         if parent is not None:
             all_tags["mlflow.parentRunId"] = parent
         with self.failures():
@@ -165,18 +165,17 @@ class Store:
     def known_run(self, key: str) -> str | None:
         """The id of the run known as `key`, if it is still there and not deleted."""
         run_id = known_runs().get(self.public_address, {}).get(key)
-        if run_id is None:
-            return None
-        error_class = import_mlflow().exceptions.MlflowException
-        try:
-            run = self.client.get_run(run_id)
-        except error_class as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise Unreachable(_reason(error)) from error
-        except Exception as error:
-            raise Unreachable(_reason(error)) from error
-        return run_id if run.info.lifecycle_stage == "active" else None
+        return run_id if run_id is not None and self.is_active(run_id) else None
+
+    def is_active(self, run_id: str) -> bool:
+        """Whether the store has this run, and it was not deleted."""
+        with self.failures():
+            try:
+                return self.client.get_run(run_id).info.lifecycle_stage == "active"
+            except import_mlflow().exceptions.MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return False
+                raise
 
     def log(
         self,
@@ -338,13 +337,14 @@ def _opening(address: str) -> Iterator[None]:
 
 
 @cache
-def _git_tags() -> dict[str, str]:
+def git_commit() -> str | None:
+    """The commit that is checked out, if git knows one here."""
     git = ["git", "rev-parse", "HEAD"]
     try:
         found = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"mlflow.source.git.commit": found.stdout.strip()}
+        return None
+    return found.stdout.strip()
 
 
 def _sha256(path: Path) -> str:

@@ -10,6 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import torch
+
+from pipeline.evaluate import reference, score_split
+from pipeline.prepared import Split, load_split, write_prepared
+from pipeline.register import Paths
+from vae import VAE, VAEConfig, save
+
 STARTED = 1_700_000_000.0
 EPOCHS = 5
 
@@ -155,3 +164,85 @@ def evaluate_metrics(**changes: Any) -> dict[str, Any]:
         "ladder": {"1": -100.0, "10": -98.5, "50": -97.5},
         "baseline": {"name": "factor analysis", "log_px": -120.0, "gain": 22.5, "gain_se": 1.5},
     } | changes
+
+
+SHAPE = (1, 4, 4)
+
+
+def prepared_data(folder: Path, *, seed: int = 0, first_test_id: int = 200, size: int = 40) -> Any:
+    """data/prepared: grey 4x4 images around 60 or 180; the ids count up from the training split."""
+    rng = np.random.default_rng(seed)
+    splits, start = {}, 0
+    for name, count in (("train", 100), ("valid", 60), ("test", size)):
+        start = first_test_id if name == "test" else start
+        level = rng.choice([60.0, 180.0], size=(count, 1, 1, 1))
+        x = np.clip(np.rint(level + 15 * rng.standard_normal((count, *SHAPE))), 0, 255)
+        ids = np.array([f"image-{start + i}" for i in range(count)])
+        splits[name] = Split(x=x.astype(np.uint8), label=np.full(count, -1), id=ids)
+        start += count
+    folder.mkdir(parents=True)
+    facts = {"dataset": "blobs", "source": "test", "space": "grey8", "binarization": None}
+    facts |= {"duplicates": {}, "own_test_split": False, "num_classes": None}
+    return write_prepared(folder, splits, **facts)
+
+
+def untrained_model(
+    folder: Path, prepared: Path, *, seed: int = 0, start_at_mean: bool = True
+) -> VAE:
+    """A model with its first weights; without the data's mean as its start it is much worse."""
+    torch.manual_seed(seed)
+    config = VAEConfig(
+        data_shape=SHAPE,
+        space="grey8",
+        latent_dim=2,
+        likelihood="discretized_logistic",
+        hidden=(8,),
+    )
+    model = VAE(config).eval()
+    if start_at_mean:
+        x = torch.tensor(load_split(prepared, "train").x).float()
+        model.set_data_statistics(x.mean(0), x.std(0))
+    save(model, folder)
+    return model
+
+
+def evaluate_outputs(
+    folder: Path,
+    prepared: Path,
+    model: VAE,
+    *,
+    num_samples: int = 50,
+    **changes: Any,
+) -> Path:
+    """reports/evaluate with real evidence; `changes` to its metrics."""
+    test = load_split(prepared, "test")
+    found = score_split(model, torch.tensor(test.x), num_samples, 0)
+    valid = torch.tensor(load_split(prepared, "valid").x)
+    write_json(folder / "reference.json", reference(score_split(model, valid, num_samples, 0)))
+    table = pd.DataFrame({"id": test.id, "log_px": found.log_px, "se": found.se})
+    table.to_parquet(folder / "per_example.parquet")
+    log_px = float(found.log_px.mean())
+    metrics = evaluate_metrics(num_samples=num_samples, log_px=log_px, **changes)
+    write_json(folder / "metrics.json", metrics)
+    return folder
+
+
+def pipeline_outputs(
+    folder: Path, *, name: str = "train-0001", start_at_mean: bool = True, seed: int = 0, **kw: Any
+) -> Paths:
+    """All that the register stage reads, around an existing `folder/data`."""
+    paths = Paths(
+        prepared=folder / "data",
+        selfcheck=write_json(folder / "selfcheck.json", {"passed": True, "checks": []}),
+        sweep=folder / "sweep",
+        model=folder / "model",
+        train=folder / "train",
+        evaluate=folder / "evaluate",
+    )
+    if not paths.prepared.exists():
+        prepared_data(paths.prepared)
+    sweep_outputs(paths.sweep)
+    model = untrained_model(paths.model, paths.prepared, seed=seed, start_at_mean=start_at_mean)
+    train_outputs(paths.train, paths.model, name=name)
+    evaluate_outputs(paths.evaluate, paths.prepared, model, **kw)
+    return paths

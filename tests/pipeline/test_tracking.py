@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,14 @@ from pipeline.store import Point, Store, known_runs, store_address, without_pass
 from tests.pipeline import builders
 
 
-@pytest.fixture
-def project(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path
-) -> Iterator[Path]:
-    """A project folder with the outputs of a sweep, a training and an evaluation."""
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    monkeypatch.chdir(tmp_path)
-    for name in (store_module.URI_VARIABLE, "DVC_ROOT"):
-        monkeypatch.delenv(name, raising=False)
-    tracking._store.cache_clear()
-    tracking._warned.clear()
-    builders.sweep_outputs(tmp_path / "sweep")
-    builders.model_stub(tmp_path / "model")
-    builders.train_outputs(tmp_path / "train", tmp_path / "model")
-    builders.write_json(tmp_path / "evaluate" / "metrics.json", builders.evaluate_metrics())
-    (tmp_path / "evaluate" / "histogram.png").write_bytes(b"a histogram")
-    yield tmp_path
-    tracking._store.cache_clear()
-    tracking._warned.clear()
+@pytest.fixture(autouse=True)
+def outputs(project: Path) -> None:
+    """The outputs of a sweep, a training and an evaluation."""
+    builders.sweep_outputs(project / "sweep")
+    builders.model_stub(project / "model")
+    builders.train_outputs(project / "train", project / "model")
+    builders.write_json(project / "evaluate" / "metrics.json", builders.evaluate_metrics())
+    (project / "evaluate" / "histogram.png").write_bytes(b"a histogram")
 
 
 def mirror_all(params: Any) -> tuple[str, str]:
@@ -96,7 +84,7 @@ def test_a_sweep_becomes_a_run_with_its_trials_as_children(project: Path) -> Non
     assert "valid_log_px" not in by_trial["t8"].data.metrics
 
 
-def test_the_model_run_holds_every_epoch_at_its_own_time(project: Path) -> None:
+def test_the_model_run_holds_every_epoch_at_its_own_time() -> None:
     params = builders.params()
     sweep, run_id = mirror_all(params)
     store = open_store(params)
@@ -123,7 +111,7 @@ def test_the_model_run_holds_every_epoch_at_its_own_time(project: Path) -> None:
     assert pictures == ["evaluate/histogram.png", "evaluate/metrics.json"]
 
 
-def test_mirroring_again_changes_nothing(project: Path) -> None:
+def test_mirroring_again_changes_nothing() -> None:
     params = builders.params()
     first = mirror_all(params)
     before = contents(open_store(params))
@@ -132,7 +120,7 @@ def test_mirroring_again_changes_nothing(project: Path) -> None:
     assert len(before) == 5
 
 
-def test_only_missing_epochs_are_sent(project: Path) -> None:
+def test_only_missing_epochs_are_sent() -> None:
     params = builders.params()
     shutil.rmtree("train")
     builders.train_outputs(Path("train"), Path("model"), epochs=2)
@@ -152,7 +140,7 @@ def test_only_missing_epochs_are_sent(project: Path) -> None:
     ]
 
 
-def test_a_new_evaluation_replaces_the_figures_and_pictures(project: Path) -> None:
+def test_a_new_evaluation_replaces_the_figures_and_pictures() -> None:
     params = builders.params()
     _, run_id = mirror_all(params)
     metrics = builders.evaluate_metrics(num_samples=500, log_px=-97.0, ladder={"500": -97.0})
@@ -167,7 +155,7 @@ def test_a_new_evaluation_replaces_the_figures_and_pictures(project: Path) -> No
 
 
 @pytest.mark.parametrize("lost", ["database", "run ids", "artifacts", "one run"])
-def test_what_was_lost_is_made_again(project: Path, empty_database: Path, lost: str) -> None:
+def test_what_was_lost_is_made_again(lost: str) -> None:
     params = builders.params()
     sweep, run_id = mirror_all(params)
     tracking._store.cache_clear()
@@ -193,7 +181,7 @@ def test_what_was_lost_is_made_again(project: Path, empty_database: Path, lost: 
     assert (new_run == run_id) == (lost == "artifacts")
 
 
-def test_a_deleted_experiment_is_restored(project: Path) -> None:
+def test_a_deleted_experiment_is_restored() -> None:
     params = builders.params()
     mirror_all(params)
     store = open_store(params)
@@ -203,7 +191,7 @@ def test_a_deleted_experiment_is_restored(project: Path) -> None:
     assert open_store(params).client.get_run(run_id).info.lifecycle_stage == "active"
 
 
-def test_infinite_and_missing_values_are_left_out(project: Path) -> None:
+def test_infinite_and_missing_values_are_left_out() -> None:
     params = builders.params()
     store = open_store(params)
     run_id = store.run("a", title="a", started=1.0)
@@ -228,9 +216,7 @@ def test_addresses(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert store_address(None) == f"sqlite:///{project}/mlflow.db"
 
 
-def test_a_store_that_is_down_costs_one_warning(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_store_that_is_down_costs_one_warning(capsys: pytest.CaptureFixture[str]) -> None:
     params = builders.params(uri=f"http://127.0.0.1:{builders.free_port()}")
     with tracking.live_run(params, builders.run_facts("train-0001")) as run:
         run.log_epoch(builders.epoch_row(1))
@@ -246,7 +232,7 @@ def test_a_store_that_is_down_costs_one_warning(
 
 
 def test_a_store_that_hangs_delays_nothing(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A server that accepts connections and never says a word."""
     monkeypatch.setattr(tracking, "LIVE_WAIT_SECONDS", 0.3)
@@ -264,7 +250,7 @@ def test_a_store_that_hangs_delays_nothing(
     assert "no answer within 0.3 s" in warnings[0]
 
 
-def test_live_epochs_and_the_mirror_make_one_run_without_duplicates(project: Path) -> None:
+def test_live_epochs_and_the_mirror_make_one_run_without_duplicates() -> None:
     params = builders.params()
     facts = builders.run_facts("train-0001", **{"model.latent_dim": 2})
     with tracking.live_run(params, facts) as run:
@@ -280,7 +266,7 @@ def test_live_epochs_and_the_mirror_make_one_run_without_duplicates(project: Pat
 
 
 def test_a_server_gets_what_the_database_gets(
-    project: Path, server: str, capsys: pytest.CaptureFixture[str]
+    server: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also after the address changed: everything is there, once."""
     local = builders.params()

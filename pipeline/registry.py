@@ -1,0 +1,311 @@
+"""One registered model in MLflow's registry: its versions, aliases and the record of promotions.
+
+`python -m pipeline.registry --promote 3` and `--rollback` move the champion's alias by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.gate import CHALLENGER, CHAMPION
+from pipeline.stage import UserError, read_json, run_stage, say
+from pipeline.store import Store, import_mlflow
+
+REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "arviz-stats")
+WEIGHTS_TAG = "weights_hash"
+HISTORY_TAG = "champions"  # of the registered model: who was champion, since when, and by what
+TAKEN_BACK_TAG = "taken_back"  # of a version from which a person took the alias
+LONGEST_HISTORY = 40
+LONGEST_TAG = 4500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One registered version."""
+
+    number: int
+    run_id: str
+    tags: Mapping[str, str]
+    model_id: str | None
+
+
+class Registry:
+    """The registered model `name` in an open store."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store = store
+        self.name = name
+        self.client = store.client
+        self._mlflow = import_mlflow()
+        self._mlflow.set_tracking_uri(store.address)
+        self._mlflow.set_registry_uri(store.address)
+
+    def versions(self) -> list[Version]:
+        """All versions, oldest first."""
+        found: list[Version] = []
+        token = None
+        with self.store.failures():
+            while True:
+                page = self.client.search_model_versions(
+                    f"name='{self.name}'", max_results=500, page_token=token
+                )
+                found += [_version(entry) for entry in page]
+                token = page.token
+                if not token:
+                    return sorted(found, key=lambda version: version.number)
+
+    def with_weights(self, weights_hash: str) -> Version | None:
+        """The version that holds these weights."""
+        return next((v for v in self.versions() if v.tags.get(WEIGHTS_TAG) == weights_hash), None)
+
+    def alias(self, alias: str) -> int | None:
+        """The version number that an alias stands on."""
+        number = self._registered().aliases.get(alias)
+        return None if number is None else int(number)
+
+    def ensure_exists(self) -> None:
+        """Create the registered model where the registry has none of that name."""
+        with self.store.failures():
+            if not self.client.search_registered_models(f"name='{self.name}'"):
+                self.client.create_registered_model(self.name)
+
+    def add(
+        self,
+        run_id: str,
+        *,
+        model: Path,
+        reference: Path,
+        example: np.ndarray,
+        tags: dict[str, str],
+    ) -> Version:
+        """Log the model to its run and register it as the next version.
+
+        model: a folder that `vae.checkpoint.save` wrote. reference: quantiles of log p(x) on the
+        validation split. example: a few x, shown as the model's input.
+        """
+        with self.store.failures(), _packed_code() as code:
+            with self._mlflow.start_run(run_id=run_id):
+                info = self._mlflow.pyfunc.log_model(
+                    name="vae", **_model_content(model, reference, example, code)
+                )
+            created = self.client.create_model_version(
+                self.name, info.model_uri, run_id=run_id, tags=tags, model_id=info.model_id
+            )
+        return _version(created)
+
+    def restore_files(
+        self, version: Version, *, model: Path, reference: Path, example: np.ndarray
+    ) -> bool:
+        """Bring back a version's files if they are gone from the artifact store."""
+        if version.model_id is None:
+            return False
+        with self.store.failures():
+            there = {e.path for e in self.client.list_logged_model_artifacts(version.model_id)}
+            if "MLmodel" in there:
+                return False
+            with _packed_code() as code, tempfile.TemporaryDirectory() as folder:
+                target = Path(folder) / "model"
+                self._mlflow.pyfunc.save_model(
+                    target, **_model_content(model, reference, example, code)
+                )
+                self.client.log_model_artifacts(version.model_id, str(target))
+        return True
+
+    def download(self, version: int, folder: Path) -> Path:
+        """A version's weights, config and reference, in a folder that `checkpoint.load` reads."""
+        with self.store.failures():
+            path = self._mlflow.artifacts.download_artifacts(
+                f"models:/{self.name}/{version}", dst_path=str(folder)
+            )
+        return Path(path) / "artifacts"
+
+    def tag(self, version: int, tags: Mapping[str, str]) -> None:
+        """Set those tags of a version that differ."""
+        with self.store.failures():
+            present = self.client.get_model_version(self.name, str(version)).tags
+            for key, value in tags.items():
+                if present.get(key) != value[:LONGEST_TAG]:
+                    self.client.set_model_version_tag(
+                        self.name, str(version), key, value[:LONGEST_TAG]
+                    )
+
+    def describe(self, version: int, description: str) -> None:
+        """Set a version's description, the Markdown on its page."""
+        with self.store.failures():
+            if self.client.get_model_version(self.name, str(version)).description != description:
+                self.client.update_model_version(self.name, str(version), description)
+
+    def set_champion(self, version: int, how: str) -> None:
+        """Move the champion's alias, and write down since when and by what."""
+        before = self.alias(CHAMPION)
+        if before == version:
+            return
+        self._move(version, {"version": version, "since": _now(), "by": how})
+
+    def set_challenger(self, version: int) -> None:
+        """Put the challenger's alias on a version."""
+        with self.store.failures():
+            if self.alias(CHALLENGER) != version:
+                self.client.set_registered_model_alias(self.name, CHALLENGER, str(version))
+
+    def promote(self, version: int) -> None:
+        """A person's promotion: moves the alias; the gate won't take it back by itself."""
+        if version not in {entry.number for entry in self.versions()}:
+            known = ", ".join(str(entry.number) for entry in self.versions())
+            raise UserError(f"{self.name} has no version {version}; there are: {known or 'none'}")
+        before = self.alias(CHAMPION)
+        self.set_champion(version, "promoted by hand")
+        with self.store.failures():
+            self.client.delete_model_version_tag(self.name, str(version), TAKEN_BACK_TAG)
+        if before is not None and before != version:
+            words = f"replaced by version {version} by hand on {_now()[:10]}"
+            self.tag(before, {TAKEN_BACK_TAG: words})
+
+    def rollback(self) -> int:
+        """Give the alias back to the champion before this one; returns its version."""
+        now = self.alias(CHAMPION)
+        held = _stack(self.history())
+        there = {entry.number for entry in self.versions()}
+        before = [number for number in held[:-1] if number in there and number != now]
+        if now is None or not before:
+            raise UserError(f"{self.name} has no earlier champion to go back to")
+        self._move(before[-1], {"version": before[-1], "since": _now(), "by": "rollback"})
+        self.tag(now, {TAKEN_BACK_TAG: f"rolled back by hand on {_now()[:10]}"})
+        return before[-1]
+
+    def history(self) -> list[dict[str, Any]]:
+        """Who was champion, oldest first: version, since, by."""
+        return json.loads(self._registered().tags.get(HISTORY_TAG, "[]"))
+
+    def _move(self, version: int, entry: dict[str, Any]) -> None:
+        history = [*self.history(), entry][-LONGEST_HISTORY:]
+        with self.store.failures():
+            self.client.set_registered_model_alias(self.name, CHAMPION, str(version))
+            self.client.set_registered_model_tag(self.name, HISTORY_TAG, json.dumps(history))
+            if self.alias(CHALLENGER) == version:
+                self.client.delete_registered_model_alias(self.name, CHALLENGER)
+
+    def _registered(self) -> Any:
+        with self.store.failures():
+            found = self.client.search_registered_models(f"name='{self.name}'")
+            if not found:
+                raise UserError(f"{self.store.public_address} has no model {self.name}")
+            return self.client.get_registered_model(self.name)
+
+
+def requirements() -> list[str]:
+    """What the registered model needs, pinned to what is installed."""
+    return [f"{name}=={installed(name).partition('+')[0]}" for name in REQUIREMENTS]
+
+
+def _stack(history: list[dict[str, Any]]) -> list[int]:
+    """The champions one above the other; a rollback takes the uppermost away."""
+    stack: list[int] = []
+    for entry in history:
+        if entry["by"] == "rollback":
+            while stack and stack[-1] != entry["version"]:
+                stack.pop()
+        else:
+            stack.append(entry["version"])
+    return stack
+
+
+def _model_content(model: Path, reference: Path, example: np.ndarray, code: Path) -> dict[str, Any]:
+    """Arguments of pyfunc.log_model and save_model."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    from vae.checkpoint import CONFIG, WEIGHTS
+
+    discrete = read_json(model / CONFIG)["model"]["space"] != "continuous"
+    names = ["log_px", "se", "ess", "khat", *(["bits_per_dim"] if discrete else []), "percentile"]
+    dtype = np.dtype("float32" if discrete else "float64")
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(dtype, (-1, *example.shape[1:]))]),
+        outputs=Schema([ColSpec(DataType.double, name) for name in names]),
+        params=ParamSchema(
+            [
+                ParamSpec("task", DataType.string, "score"),
+                ParamSpec("num_samples", DataType.long, None),
+                ParamSpec("seed", DataType.long, 0),
+            ]
+        ),
+    )
+    return {
+        "python_model": str(Path(__file__).with_name("serving.py")),
+        "code_paths": [str(code)],
+        "artifacts": {
+            "weights": str(model / WEIGHTS),
+            "config": str(model / CONFIG),
+            "reference": str(reference),
+        },
+        "signature": signature,
+        "input_example": example.astype(dtype),
+        "pip_requirements": requirements(),
+    }
+
+
+@contextmanager
+def _packed_code() -> Iterator[Path]:
+    """The package `vae` as it travels with a model: its source files and nothing else."""
+    import vae
+
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "vae"
+        shutil.copytree(
+            Path(vae.__file__).parent, target, ignore=shutil.ignore_patterns("__pycache__")
+        )
+        yield target
+
+
+def _version(entry: Any) -> Version:
+    return Version(
+        number=int(entry.version),
+        run_id=entry.run_id,
+        tags=dict(entry.tags),
+        model_id=entry.model_id or _model_id(entry.source),
+    )
+
+
+def _model_id(source: str) -> str | None:
+    """The logged model that a version's source `models:/m-…` names."""
+    kind, _, model_id = source.partition("models:/")
+    return model_id if kind == "" and "/" not in model_id else None
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Move the champion's alias by hand.")
+    move = parser.add_mutually_exclusive_group(required=True)
+    move.add_argument("--promote", type=int, metavar="VERSION")
+    move.add_argument("--rollback", action="store_true")
+    parser.add_argument("--register", type=Path, default=Path("reports/register.json"))
+    asked = parser.parse_args()
+    from pipeline.params import load_params
+    from pipeline.tracking import open_store
+
+    registry = Registry(open_store(load_params()), read_json(asked.register)["model_name"])
+    if asked.rollback:
+        say(f"champion   of {registry.name} is version {registry.rollback()} again")
+    else:
+        registry.promote(asked.promote)
+        say(f"champion   of {registry.name} is version {asked.promote}, by hand")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,233 @@
+"""The registered model: what MLflow loads and serves, from code and safetensors, no pickle.
+
+This file and the package `vae` travel with the weights; nothing else of the project is needed.
+One task for each call, by the parameter `task`:
+
+    score        x -> DataFrame: log_px, se, ess, khat, bits_per_dim, percentile
+    encode       x -> {"mean": (B, L), "std": (B, L)} of q(z|x)
+    decode       z -> (B, *data_shape), the mean of p(x|z)
+    reconstruct  x -> (B, *data_shape), the mean of p(x|z) at the mean of q(z|x)
+    sample       -> (num_samples, *data_shape), x ~ p(x|z), z ~ p(z)
+
+Shapes: B examples, L latent values, K importance samples. Nats, but for bits_per_dim.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from torch import Tensor
+
+from vae.checkpoint import load
+from vae.evidence import importance_sampling
+from vae.importance_weights import seeded_sample, standard_normal
+from vae.model import VAE
+
+TASKS = ("score", "encode", "decode", "reconstruct", "sample")
+PARAMETERS = ("task", "num_samples", "seed")
+MOST_SAMPLES = 100_000
+DEFAULT_IMAGES = 16
+BATCH_VALUES = 2**17  # data values scored at a time
+MOMENT_SAMPLES = 1000  # for the moments of a posterior that has none in closed form
+
+_sampling = threading.Lock()  # torch's distributions draw from one global generator
+
+
+class ScoredVAE(mlflow.pyfunc.PythonModel):
+    """A VAE behind MLflow's pyfunc interface."""
+
+    def load_context(self, context: Any) -> None:
+        """Read weights and configuration, refusing damaged ones by their hash."""
+        folder = Path(context.artifacts["weights"]).parent
+        self.model: VAE = load(folder)
+        reference = json.loads((folder / "reference.json").read_text())
+        self.reference_log_px = np.asarray(reference["log_px"])
+        self.reference_percent = 100 * np.asarray(reference["probabilities"])
+        self.num_samples = int(reference["num_samples"])
+        check_parameters_ourselves()
+
+    def predict(
+        self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
+    ) -> Any:
+        """Answer one task.
+
+        model_input: x, an array of (B, *data_shape), (B, D) or one example, in data units (0/1,
+        0…255, raw), or a DataFrame with a column for each of D values; for `decode` z, (B, L);
+        unused for `sample`.
+        params: task (default score); num_samples: K for `score` (default: that of the reference
+        quantiles), how many for `sample` (16); seed (0).
+        Raises MlflowException, in a sentence, for anything else.
+        """
+        chosen = checked_parameters(params)
+        task, seed = chosen["task"], chosen["seed"]
+        if task == "sample":
+            return self._sample(chosen["num_samples"] or DEFAULT_IMAGES, seed)
+        values = to_array(model_input)
+        if task == "decode":
+            return self._decode(values)
+        x = self._to_data(values)
+        if task == "score":
+            return self._score(x, chosen["num_samples"] or self.num_samples, seed)
+        mean, std = self._moments(x, seed)
+        if task == "encode":
+            return {"mean": mean.numpy(), "std": std.numpy()}
+        return self._mean_of(mean)
+
+    def _score(self, x: Tensor, num_samples: int, seed: int) -> pd.DataFrame:
+        generator = torch.Generator().manual_seed(seed)
+        rows = max(1, BATCH_VALUES // x[0].numel())
+        parts = [
+            importance_sampling(self.model, part, num_samples, generator=generator)
+            for part in x.split(rows)
+        ]
+        names = ("log_px", "se", "ess", "khat")
+        table = pd.DataFrame(
+            {n: torch.cat([getattr(p, n) for p in parts]).double().numpy() for n in names}
+        )
+        if self.model.config.space != "continuous":
+            table["bits_per_dim"] = -table["log_px"] / (x[0].numel() * math.log(2))
+        table["percentile"] = np.interp(
+            table["log_px"], self.reference_log_px, self.reference_percent
+        )
+        return _json_safe(table)
+
+    def _moments(self, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of q(z|x), (B, L) each."""
+        with torch.inference_mode():
+            q = self.model.posterior(x)
+            try:
+                return q.mean, q.variance.sqrt()
+            except (NotImplementedError, AttributeError):
+                like = next(self.model.parameters())
+                eps = standard_normal(
+                    (MOMENT_SAMPLES, len(x), self.model.noise_dim),
+                    like=like,
+                    generator=torch.Generator().manual_seed(seed),
+                )
+                z = q.from_noise(eps)
+                return z.mean(0), z.std(0)
+
+    def _decode(self, values: np.ndarray) -> np.ndarray:
+        size = self.model.noise_dim
+        if values.ndim == 1:
+            values = values[None]
+        if values.ndim != 2 or values.shape[1] != size or len(values) == 0:
+            raise refusal(f"decode takes z of shape (B, {size}); found {values.shape}")
+        return self._mean_of(torch.from_numpy(values).to(self.model.dtype))
+
+    def _mean_of(self, z: Tensor) -> np.ndarray:
+        with torch.inference_mode():
+            return self.model.likelihood(z).mean.numpy()
+
+    def _sample(self, count: int, seed: int) -> np.ndarray:
+        generator = torch.Generator().manual_seed(seed)
+        source = {"device": torch.device("cpu"), "generator": generator}
+        with _sampling, torch.inference_mode():
+            z = seeded_sample(self.model.prior(), (count,), **source)
+            return seeded_sample(self.model.likelihood(z), (), **source).numpy()
+
+    def _to_data(self, values: np.ndarray) -> Tensor:
+        """Values as the model's data, (B, *data_shape); raises unless they are of its space."""
+        config = self.model.config
+        shape, found = tuple(config.data_shape), values.shape
+        flat = (math.prod(shape),)
+        accepted = {shape, flat, tuple(size for size in shape if size > 1) or (1,)}
+        if found in accepted and found[1:] not in accepted:
+            values = values[None]
+        elif found[1:] not in accepted:
+            raise refusal(f"expected x of shape {_batch_of(shape)}; found {found}")
+        if len(values) == 0:
+            raise refusal(f"expected x of shape {_batch_of(shape)} with B at least 1; found none")
+        top = {"binary": 1, "grey8": 255}.get(config.space)
+        if top is not None:
+            low, high = values.min(), values.max()
+            if low < 0 or high > top or (values != np.round(values)).any():
+                words = "0 or 1" if top == 1 else "whole grey levels 0…255, not rescaled"
+                raise refusal(f"expected {words}; found values from {low:g} to {high:g}")
+        return torch.from_numpy(values.reshape(-1, *shape)).to(self.model.dtype)
+
+
+def checked_parameters(params: Mapping[str, Any] | None) -> dict[str, Any]:
+    """All parameters with their defaults (num_samples None: the task's own)."""
+    given = {key: value for key, value in (params or {}).items() if value is not None}
+    unknown = sorted(set(map(str, given)) - set(PARAMETERS))
+    if unknown:
+        raise refusal(
+            f"unknown parameter{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}; "
+            f"known: {', '.join(PARAMETERS)}"
+        )
+    task = given.get("task", "score")
+    if task not in TASKS:
+        raise refusal(f"unknown task {task!r}; known: {', '.join(TASKS)}")
+    for name, low, high in (("num_samples", 1, MOST_SAMPLES), ("seed", 0, 2**63 - 1)):
+        value = given.get(name, low)
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not whole or not low <= value <= high:
+            raise refusal(f"{name} is {value!r}; expected a whole number from {low} to {high}")
+    return {"task": task, "num_samples": given.get("num_samples"), "seed": given.get("seed", 0)}
+
+
+def to_array(values: Any) -> np.ndarray:
+    """Input as float64; raises for text, ragged rows and values that are not finite."""
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise refusal("expected numbers in rows of equal length; found something else") from None
+    bad = ~np.isfinite(array)
+    if bad.any():
+        raise refusal(f"expected finite numbers; {bad.sum()} of {bad.size} are NaN or infinite")
+    return array
+
+
+def refusal(sentence: str) -> MlflowException:
+    """What the served model answers with 400."""
+    return MlflowException(sentence, error_code=INVALID_PARAMETER_VALUE)
+
+
+def check_parameters_ourselves() -> None:
+    """Let this model, and no other, see its input and parameters as they were sent.
+
+    MLflow drops unknown parameters before the model sees them, so that a misspelt `num_sample`
+    would be answered as if it had not been there, and allows one shape and dtype only.
+    """
+    original = getattr(mlflow.pyfunc, "_validate_prediction_input", None)
+    if original is None or getattr(original, "passes_on", None) == PARAMETERS:
+        return
+
+    def validate(data: Any, params: Any, input_schema: Any, params_schema: Any, *rest: Any) -> Any:
+        names = () if params_schema is None else tuple(spec.name for spec in params_schema.params)
+        if names == PARAMETERS:
+            if params is not None and not isinstance(params, dict):
+                raise refusal(f"params must be an object; found {type(params).__name__}")
+            return data, params
+        return original(data, params, input_schema, params_schema, *rest)
+
+    validate.passes_on = PARAMETERS  # type: ignore[attr-defined]
+    mlflow.pyfunc._validate_prediction_input = validate
+
+
+def _json_safe(table: pd.DataFrame) -> pd.DataFrame:
+    """Behind a server NaN (khat of few samples) becomes null, since NaN is not JSON."""
+    if os.environ.get("_MLFLOW_IS_IN_SERVING_ENVIRONMENT") != "true":
+        return table
+    return table.astype(object).where(table.notna(), None)
+
+
+def _batch_of(shape: tuple[int, ...]) -> str:
+    return f"(B, {', '.join(map(str, shape))})"
+
+
+if __name__ != "pipeline.serving":  # run as a model's code, rather than imported
+    mlflow.models.set_model(ScoredVAE())

@@ -1,0 +1,280 @@
+"""Registration on real stores: versions, aliases, repair; models are untrained but real."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pipeline import tracking
+from pipeline.evaluate import score_split
+from pipeline.prepared import load_split
+from pipeline.register import Paths, register
+from pipeline.registry import TAKEN_BACK_TAG, Registry
+from pipeline.stage import UserError
+from tests.pipeline import builders
+from vae.checkpoint import load
+
+NAME = "tightbound-blobs-grey8"
+
+
+def registry(params: Any, name: str = NAME) -> Registry:
+    return Registry(tracking.open_store(params), name)
+
+
+def another_model(folder: Path, name: str, **changes: Any) -> Paths:
+    """New outputs in the same places, as a changed parameter makes them."""
+    for part in ("model", "train", "evaluate", "sweep"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+    return builders.pipeline_outputs(folder, name=name, **changes)
+
+
+def test_the_first_model_becomes_champion_and_loads(project: Path) -> None:
+    params = builders.params()
+    paths = builders.pipeline_outputs(project)
+    result = register(params, paths)
+    assert (result["model_name"], result["version"]) == (NAME, 1)
+    assert (result["alias"], result["verdict"]) == ("champion", "champion")
+    assert result["reasons"] == ["there is no champion yet"]
+    found = registry(params)
+    version = found.versions()[0]
+    assert found.alias("champion") == 1
+    assert found.alias("challenger") is None
+    weights = (paths.model / "weights.safetensors").read_bytes()
+    assert version.tags["weights_hash"] == hashlib.sha256(weights).hexdigest()
+    assert version.tags["bits_per_dim"] == "8.79"
+    assert version.tags["measure"] == "grey8 1x4x4"
+    assert version.run_id == result["run_id"]
+    run = found.client.get_run(version.run_id)
+    assert run.data.metrics["test/log_px"] == result["log_px"]
+    assert run.info.end_time == 1000 * (builders.STARTED + 100)
+    folder = found.download(1, project / "download")
+    x = torch.tensor(load_split(paths.prepared, "test").x)
+    ours = score_split(load(folder), x, 50, 0).log_px
+    stored = pd.read_parquet(paths.evaluate / "per_example.parquet")["log_px"]
+    np.testing.assert_array_equal(ours, stored)
+
+
+def test_the_same_weights_make_no_second_version(project: Path) -> None:
+    params = builders.params()
+    paths = builders.pipeline_outputs(project)
+    first = register(params, paths)
+    again = register(params, paths)
+    assert again | {"reasons": first["reasons"]} == first
+    assert again["reasons"] == ["it is the champion"]
+    assert len(registry(params).versions()) == 1
+    assert len(registry(params).history()) == 1
+
+
+def test_a_better_model_takes_over_by_its_paired_gain_and_a_worse_does_not(project: Path) -> None:
+    params = builders.params()
+    paths = builders.pipeline_outputs(project, name="train-poor", start_at_mean=False)
+    register(params, paths)
+    before = pd.read_parquet(paths.evaluate / "per_example.parquet").set_index("id")["log_px"]
+    another_model(project, "train-good")
+    result = register(params, paths)
+    after = pd.read_parquet(paths.evaluate / "per_example.parquet").set_index("id")["log_px"]
+    gains = after - before
+    assert result["gain"] == pytest.approx(gains.mean(), rel=1e-12)
+    assert result["gain_se"] == pytest.approx(gains.sem(), rel=1e-12)
+    assert result["gain"] > 2 * result["gain_se"]
+    assert (result["version"], result["alias"], result["looks"]) == (2, "champion", 2)
+    assert result["compared_with"] == 1
+    another_model(project, "train-poor-2", start_at_mean=False, seed=1)
+    worse = register(params, paths)
+    assert (worse["version"], worse["alias"], worse["verdict"]) == (3, "challenger", "challenger")
+    assert worse["gain"] < 0
+    found = registry(params)
+    assert (found.alias("champion"), found.alias("challenger")) == (2, 3)
+    assert [entry["version"] for entry in found.history()] == [1, 2]
+
+
+def test_earlier_outputs_find_their_version_again(project: Path) -> None:
+    """DVC restores a stage's outputs without running it; `--ensure` follows."""
+    params = builders.params()
+    paths = builders.pipeline_outputs(project, name="train-poor", start_at_mean=False)
+    register(params, paths)
+    another_model(project, "train-good")
+    register(params, paths)
+    another_model(project, "train-poor", start_at_mean=False)
+    result = register(params, paths, ensure=True)
+    assert (result["version"], result["alias"]) == (1, "challenger")
+    found = registry(params)
+    assert (found.alias("champion"), found.alias("challenger")) == (2, 1)
+    assert len(found.versions()) == 2
+
+
+def test_the_champion_is_scored_again_with_another_number_of_samples(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = builders.params()
+    paths = builders.pipeline_outputs(project, name="train-poor", start_at_mean=False)
+    register(params, paths)
+    champion = load(paths.model)
+    another_model(project, "train-good", num_samples=70)
+    result = register(params, paths)
+    assert "scores champion version 1" in capsys.readouterr().out
+    x = torch.tensor(load_split(paths.prepared, "test").x)
+    old = score_split(champion, x, 70, 0).log_px
+    new = score_split(load(paths.model), x, 70, 0).log_px
+    assert result["gain"] == pytest.approx((new - old).mean(), rel=1e-12)
+    register(params, paths)
+    another_model(project, "train-third", num_samples=70, seed=5, start_at_mean=False)
+    register(params, paths)
+    assert "scores champion" not in capsys.readouterr().out
+
+
+def test_on_changed_data_the_champion_is_compared_without_what_it_saw(project: Path) -> None:
+    params = builders.params()
+    paths = builders.pipeline_outputs(project, name="train-poor", start_at_mean=False)
+    register(params, paths)
+    champion = load(paths.model)
+    shutil.rmtree(paths.prepared)
+    builders.prepared_data(paths.prepared, seed=1, first_test_id=150, size=40)
+    another_model(project, "train-good")
+    result = register(params, paths)
+    test = load_split(paths.prepared, "test")
+    unseen = [n for n, name in enumerate(test.id) if int(name.removeprefix("image-")) >= 160]
+    x = torch.tensor(test.x)
+    new = score_split(load(paths.model), x, 50, 0).log_px
+    old = score_split(champion, x, 50, 0).log_px
+    assert result["num_pairs"] == len(unseen) == 30
+    assert result["gain"] == pytest.approx((new - old)[unseen].mean(), rel=1e-12)
+    assert result["looks"] == 1
+
+
+def test_another_measure_is_not_comparable(project: Path) -> None:
+    params = builders.params()
+    paths = builders.pipeline_outputs(project, name="train-poor", start_at_mean=False)
+    register(params, paths)
+    registry(params).tag(1, {"measure": "grey8 1x8x8"})
+    another_model(project, "train-good")
+    result = register(params, paths)
+    assert (result["alias"], result["verdict"]) == ("challenger", "not comparable")
+    assert "it models grey8 1x8x8, this one grey8 1x4x4" in result["reasons"][0]
+
+
+def test_untrustworthy_weights_forbid_the_alias(project: Path) -> None:
+    params = builders.params()
+    result = register(params, builders.pipeline_outputs(project, khat_bad_fraction=0.2))
+    assert result["alias"] == "challenger"
+    assert registry(params).alias("champion") is None
+
+
+def test_an_experiment_is_challenger_only(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = builders.pipeline_outputs(project)
+    monkeypatch.setenv("DVC_EXP_NAME", "drawn-mink")
+    result = register(builders.params(), paths)
+    assert result["alias"] == "challenger"
+    assert "experiment drawn-mink" in result["reasons"][0]
+    assert register(builders.params(promote=True), paths)["alias"] == "champion"
+
+
+def test_promotion_and_rollback_by_hand_outlast_the_gate(project: Path) -> None:
+    params = builders.params()
+    paths = builders.pipeline_outputs(project, name="train-poor", start_at_mean=False)
+    register(params, paths)
+    another_model(project, "train-good")
+    register(params, paths)
+    found = registry(params)
+    assert found.rollback() == 1
+    assert found.alias("champion") == 1
+    result = register(params, paths, ensure=True)
+    assert (result["alias"], result["gain"] > 2 * result["gain_se"]) == ("challenger", True)
+    assert "rolled back by hand" in result["reasons"][0]
+    with pytest.raises(UserError, match="no earlier champion"):
+        found.rollback()
+    found.promote(2)
+    assert found.alias("champion") == 2
+    assert TAKEN_BACK_TAG not in found.versions()[1].tags
+    assert found.rollback() == 1
+    asked = register(builders.params(promote=True), paths)
+    assert asked["alias"] == "champion"
+    assert [entry["version"] for entry in found.history()] == [1, 2, 1, 2, 1, 2]
+    with pytest.raises(UserError, match="has no version 7; there are: 1, 2"):
+        found.promote(7)
+
+
+def test_lost_files_of_a_version_come_back(project: Path) -> None:
+    params = builders.params()
+    paths = builders.pipeline_outputs(project)
+    register(params, paths)
+    shutil.rmtree("mlartifacts")
+    register(params, paths, ensure=True)
+    folder = registry(params).download(1, project / "download")
+    weights = (folder / "weights.safetensors").read_bytes()
+    assert weights == (paths.model / "weights.safetensors").read_bytes()
+    assert len(registry(params).versions()) == 1
+
+
+def test_a_failed_selfcheck_or_changed_weights_register_nothing(project: Path) -> None:
+    params = builders.params()
+    paths = builders.pipeline_outputs(project)
+    builders.write_json(paths.selfcheck, {"passed": False})
+    with pytest.raises(UserError, match="disagree with exact answers"):
+        register(params, paths)
+    builders.write_json(paths.selfcheck, {"passed": True})
+    with (paths.model / "weights.safetensors").open("ab") as weights:
+        weights.write(b"x")
+    with pytest.raises(UserError, match=r"weights\.safetensors is not what config\.json says"):
+        register(params, paths)
+
+
+def test_a_registry_that_is_down_is_said_in_a_sentence(project: Path) -> None:
+    params = builders.params(uri=f"http://127.0.0.1:{builders.free_port()}")
+    with pytest.raises(UserError, match=r"does not answer .connection refused.; start it"):
+        register(params, builders.pipeline_outputs(project))
+
+
+@pytest.mark.slow
+def test_ensure_repairs_a_deleted_database_and_a_changed_address(
+    project: Path, server: str
+) -> None:
+    """Through the command line, in processes of its own, as `make run` calls it."""
+    root = Path(__file__).resolve().parents[2]
+    shutil.copy(root / "params.yaml", project / "params.yaml")
+    (project / "dvc.lock").write_text("locked: true\n")
+    paths = builders.pipeline_outputs(project)
+    out = project / "register.json"
+    arguments = [f"--{name}={path}" for name, path in vars(paths).items()]
+    arguments += [f"--register={out}"]
+
+    def call(*more: str, **environment: str) -> str:
+        command = [sys.executable, "-m", "pipeline.register"]
+        done = subprocess.run(
+            [*command, *arguments, *more],
+            env=os.environ | {"PYTHONPATH": str(root), **environment},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return done.stdout
+
+    assert "version 1: champion; there is no champion yet" in call()
+    written = out.read_text()
+    (project / "mlflow.db").unlink()
+    assert "version 1: champion; there is no champion yet" in call("--ensure")
+    assert "version 1: champion; it is the champion" in call("--ensure")
+    assert out.read_text() == written
+    params = builders.params()
+    version = registry(params).versions()[0]
+    assert version.tags["dvc_lock"] == hashlib.sha256(b"locked: true\n").hexdigest()
+    call("--ensure", MLFLOW_TRACKING_URI=server)
+    remote = registry(builders.params(uri=server))
+    assert remote.alias("champion") == 1
+    folder = remote.download(1, project / "download")
+    assert json.loads((folder / "config.json").read_text())["model"]["latent_dim"] == 2
+    run = remote.client.get_run(remote.versions()[0].run_id)
+    assert run.data.params["model.latent_dim"] == "2"
+    assert len(remote.client.get_metric_history(run.info.run_id, "valid/elbo")) == builders.EPOCHS

@@ -1,0 +1,336 @@
+"""The registered model as others get it: loaded in a bare process, and behind a real server."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+
+from pipeline import tracking
+from pipeline.prepared import load_split
+from pipeline.register import register
+from pipeline.registry import REQUIREMENTS, Registry, requirements
+from tests.pipeline import builders
+from tests.pipeline.conftest import at_home, running
+from vae.checkpoint import load
+from vae.evidence import importance_sampling
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Path:
+    """A registered model's files, downloaded, and the project that it came from beside them."""
+    project = tmp_path_factory.mktemp("project")
+    shutil.copy(empty_database, project / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch, at_home(project, patch):
+        params = builders.params()
+        result = register(params, builders.pipeline_outputs(project))
+        registry = Registry(tracking.open_store(params), result["model_name"])
+        registry.download(result["version"], project / "packed")
+    return project / "packed"
+
+
+@pytest.fixture(scope="module")
+def served(packed: Path) -> Any:
+    import mlflow.pyfunc
+
+    before = list(sys.path)
+    model = mlflow.pyfunc.load_model(str(packed))
+    sys.path[:] = before
+    return model
+
+
+@pytest.fixture
+def x(packed: Path) -> np.ndarray:
+    return load_split(packed.parent / "data", "test").x
+
+
+def test_it_loads_in_a_process_that_knows_nothing_of_the_project(
+    packed: Path, tmp_path: Path, x: np.ndarray
+) -> None:
+    np.save(tmp_path / "x.npy", x[:3])
+    script = (
+        "import json, sys, numpy as np, mlflow.pyfunc\n"
+        f"model = mlflow.pyfunc.load_model({str(packed)!r})\n"
+        "table = model.predict(np.load('x.npy'), params={'seed': 3})\n"
+        "known = sorted(n for n in sys.modules if n.partition('.')[0] in ('pipeline', 'ray'))\n"
+        "print(json.dumps([sys.modules['vae'].__file__, known, table['log_px'].tolist()]))\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    where, known, log_px = json.loads(done.stdout)
+    assert Path(where).is_relative_to(packed)
+    assert known == []
+    generator = torch.Generator().manual_seed(3)
+    model = load(packed / "artifacts")
+    expected = importance_sampling(model, torch.tensor(x[:3]), 50, generator=generator)
+    np.testing.assert_allclose(log_px, expected.log_px.numpy(), rtol=1e-6)
+    assert done.stderr == ""
+
+
+def test_no_pickle_travels_with_it(packed: Path) -> None:
+    suffixes = {path.suffix for path in packed.rglob("*") if path.is_file()}
+    assert suffixes <= {"", ".py", ".json", ".yaml", ".txt", ".safetensors"}
+    (packed / "artifacts" / "weights.safetensors").stat()
+
+
+def test_its_requirements_are_pinned_and_all_that_it_imports(packed: Path) -> None:
+    listed = (packed / "requirements.txt").read_text().split()
+    assert listed == requirements()
+    assert all("==" in line and "+" not in line for line in listed)
+    imported = set()
+    for path in [*(packed / "code").rglob("*.py"), packed / "serving.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    foreign = imported - set(sys.stdlib_module_names) - {"vae"}
+    assert foreign <= {name.replace("-", "_") for name in REQUIREMENTS}
+
+
+def test_damaged_weights_are_refused(packed: Path, tmp_path: Path) -> None:
+    import mlflow.pyfunc
+
+    shutil.copytree(packed, tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "artifacts" / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    before = list(sys.path)
+    with pytest.raises(Exception, match="is damaged or was changed: its SHA-256"):
+        mlflow.pyfunc.load_model(str(tmp_path / "damaged"))
+    sys.path[:] = before
+
+
+def test_the_signature_tells_shape_and_parameters(served: Any) -> None:
+    signature = served.metadata.signature
+    assert signature.inputs.inputs[0].shape == (-1, *builders.SHAPE)
+    assert [spec.name for spec in signature.params.params] == ["task", "num_samples", "seed"]
+    names = ["log_px", "se", "ess", "khat", "bits_per_dim", "percentile"]
+    assert signature.outputs.input_names() == names
+    example = served.input_example
+    assert served.predict(example).columns.tolist() == names
+
+
+def test_scores_are_those_of_importance_sampling(served: Any, packed: Path, x: np.ndarray) -> None:
+    table = served.predict(x, params={"task": "score", "num_samples": 30, "seed": 1})
+    generator = torch.Generator().manual_seed(1)
+    model = load(packed / "artifacts")
+    expected = importance_sampling(model, torch.tensor(x), 30, generator=generator)
+    for name in ("log_px", "se", "ess", "khat"):
+        np.testing.assert_allclose(table[name], getattr(expected, name).numpy(), rtol=1e-6)
+    np.testing.assert_allclose(table["bits_per_dim"], -table["log_px"] / (16 * np.log(2)))
+
+
+def test_percentiles_count_the_validation_split(served: Any, packed: Path) -> None:
+    """The validation split scored as for the reference: its percentiles are uniform."""
+    valid = load_split(packed.parent / "data", "valid").x
+    table = served.predict(valid)
+    ranks = table["log_px"].rank() - 1
+    np.testing.assert_allclose(table["percentile"], 100 * ranks / (len(valid) - 1), atol=1.0)
+    assert table["percentile"][table["log_px"].idxmin()] == 0
+    assert table["percentile"][table["log_px"].idxmax()] == 100
+
+
+@pytest.mark.parametrize("form", ["uint8", "int64", "float32", "flat", "list", "frame", "pixels"])
+def test_any_form_of_the_same_examples_scores_the_same(
+    served: Any, x: np.ndarray, form: str
+) -> None:
+    forms: dict[str, Any] = {
+        "uint8": x,
+        "int64": x.astype(np.int64),
+        "float32": x.astype(np.float32),
+        "flat": x.reshape(len(x), -1),
+        "list": x.tolist(),
+        "frame": pd.DataFrame(x.reshape(len(x), -1)),
+        "pixels": x[:, 0],
+    }
+    pd.testing.assert_frame_equal(served.predict(forms[form]), served.predict(x))
+
+
+def test_one_example_may_come_alone(served: Any, x: np.ndarray) -> None:
+    expected = served.predict(x[:1])
+    for alone in (x[0], x[0, 0], x[0].reshape(-1)):
+        pd.testing.assert_frame_equal(served.predict(alone), expected)
+
+
+def test_encode_decode_and_reconstruct_are_the_models(
+    served: Any, packed: Path, x: np.ndarray
+) -> None:
+    model = load(packed / "artifacts")
+    with torch.no_grad():
+        q = model.posterior(torch.tensor(x))
+        expected = model.likelihood(q.mean).mean.numpy()
+    encoded = served.predict(x, params={"task": "encode"})
+    np.testing.assert_allclose(encoded["mean"], q.mean.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(encoded["std"] ** 2, q.variance.detach().numpy(), rtol=1e-5)
+    decoded = served.predict(encoded["mean"], params={"task": "decode"})
+    np.testing.assert_allclose(decoded, expected, rtol=1e-5)
+    again = served.predict(x, params={"task": "reconstruct"})
+    np.testing.assert_allclose(again, expected, rtol=1e-5)
+
+
+def test_samples_are_seeded_grey_images_with_the_models_mean(served: Any, packed: Path) -> None:
+    def draw(**params: int) -> np.ndarray:
+        return served.predict(np.zeros((1, *builders.SHAPE)), params={"task": "sample"} | params)
+
+    assert draw().shape == (16, *builders.SHAPE)
+    many = draw(num_samples=4000, seed=7)
+    np.testing.assert_array_equal(many, draw(num_samples=4000, seed=7))
+    assert (many != draw(num_samples=4000, seed=8)).any()
+    assert set(np.unique(many)) <= set(range(256))
+    model = load(packed / "artifacts")
+    with torch.no_grad():
+        z = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
+        expected = model.likelihood(z).mean.mean(0).numpy()
+    error = many.std(0) / np.sqrt(2000)
+    assert (np.abs(many.mean(0) - expected) < 5 * error).all()
+
+
+BAD: list[tuple[str, dict[str, Any], str]] = [
+    ("x", {"task": "scores"}, "unknown task 'scores'; known: score, encode"),
+    ("x", {"num_sample": 3}, "unknown parameter num_sample; known: task, num_samples, seed"),
+    ("x", {"num_samples": 0}, "num_samples is 0; expected a whole number from 1"),
+    ("x", {"num_samples": 2.5}, "num_samples is 2.5; expected a whole number"),
+    ("x", {"num_samples": 10**9}, "expected a whole number from 1 to 100000"),
+    ("x", {"seed": -1}, "seed is -1"),
+    ("wide", {}, r"expected x of shape (B, 1, 4, 4); found (2, 1, 4, 5)"),
+    ("empty", {}, "with B at least 1; found none"),
+    ("nan", {}, "expected finite numbers; 1 of 16 are NaN or infinite"),
+    ("unit", {}, "expected whole grey levels 0…255, not rescaled; found values from 0.5 to 0.5"),
+    ("bright", {}, "not rescaled; found values from 256 to 256"),
+    ("x", {"task": "decode"}, "decode takes z of shape (B, 2)"),
+]
+
+
+def bad_input(name: str, x: np.ndarray) -> np.ndarray:
+    nan = np.zeros((1, *builders.SHAPE))
+    nan[0, 0, 1, 2] = np.nan
+    return {
+        "x": x[:1],
+        "wide": np.zeros((2, 1, 4, 5)),
+        "empty": x[:0],
+        "nan": nan,
+        "unit": np.full((1, *builders.SHAPE), 0.5),
+        "bright": np.full((1, *builders.SHAPE), 256),
+    }[name]
+
+
+@pytest.mark.parametrize(("data", "params", "sentence"), BAD)
+def test_bad_requests_are_refused_in_a_sentence(
+    served: Any, x: np.ndarray, data: str, params: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(MlflowException) as caught:
+        served.predict(bad_input(data, x), params=params)
+    assert sentence in caught.value.message
+    assert caught.value.get_http_status_code() == 400
+
+
+def test_text_and_ragged_rows_are_refused(served: Any) -> None:
+    for data in ([["a"] * 16], [[1.0] * 16, [1.0]]):
+        with pytest.raises(MlflowException, match="numbers in rows of equal length"):
+            served.predict(data)
+
+
+def test_another_model_in_the_process_keeps_mlflows_own_checks(served: Any) -> None:
+    import mlflow.pyfunc
+    from mlflow.types import ParamSchema, ParamSpec
+
+    schema = ParamSchema([ParamSpec("other", "long", 1)])
+    checked = mlflow.pyfunc._validate_prediction_input([1], {"wrong": 2}, None, schema)  # pyright: ignore
+    assert checked == ([1], {"other": 1})
+
+
+@pytest.fixture(scope="module")
+def address(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`mlflow models serve` of the registered model."""
+    port = builders.free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(packed)]
+    command += ["--env-manager", "local", "--port", str(port), "--host", "127.0.0.1"]
+    with running(command, tmp_path_factory.mktemp("serve"), port):
+        yield f"http://127.0.0.1:{port}/invocations"
+
+
+def ask(address: str, body: Any) -> tuple[int, str]:
+    data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+    request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def strict_json(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.slow
+def test_a_hundred_parallel_requests_are_answered_as_alone(
+    address: str, served: Any, x: np.ndarray
+) -> None:
+    with ThreadPoolExecutor(20) as pool:
+        bodies = [{"inputs": x[[n % len(x)]].tolist()} for n in range(100)]
+        answers = list(pool.map(lambda body: ask(address, body), bodies))
+    for n, (status, text) in enumerate(answers):
+        assert status == 200, text
+        (row,) = strict_json(text)["predictions"]
+        expected = served.predict(x[[n % len(x)]])["log_px"][0]
+        assert row["log_px"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_every_task_is_served(address: str, served: Any, x: np.ndarray) -> None:
+    def tell(data: np.ndarray, **params: Any) -> Any:
+        status, text = ask(address, {"inputs": data.tolist(), "params": params})
+        assert status == 200, text
+        return strict_json(text)["predictions"]
+
+    encoded = tell(x[:2], task="encode")
+    expected = served.predict(x[:2], params={"task": "encode"})
+    np.testing.assert_allclose(encoded["mean"], expected["mean"], rtol=1e-5)
+    decoded = tell(np.array(encoded["mean"]), task="decode")
+    np.testing.assert_allclose(decoded, tell(x[:2], task="reconstruct"), rtol=1e-4)
+    drawn = tell(x[:1], task="sample", num_samples=3, seed=5)
+    params = {"task": "sample", "num_samples": 3, "seed": 5}
+    np.testing.assert_array_equal(drawn, served.predict(x[:1], params=params))
+    (row,) = tell(x[:1], num_samples=1)
+    assert (row["se"], row["khat"]) == (None, None)
+
+
+@pytest.mark.slow
+def test_bad_requests_get_a_400_and_the_server_lives_on(address: str, x: np.ndarray) -> None:
+    for data, params, sentence in BAD:
+        if data == "empty":  # [] as JSON has lost its shape
+            continue
+        body = json.dumps({"inputs": bad_input(data, x).tolist(), "params": params})
+        status, text = ask(address, body)
+        assert status == 400, (data, params, text)
+        assert sentence in json.loads(text)["message"]
+    for body in ("{", "[1]", '{"inputs": [[1], [1, 2]]}', '{"inputs": "text"}', '{"inputs": []}'):
+        assert ask(address, body)[0] == 400, body
+    assert ask(address, {"inputs": x[:1].tolist(), "params": [1]})[0] == 400
+    assert ask(address, {"inputs": x[:1].tolist()})[0] == 200
