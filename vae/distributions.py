@@ -237,8 +237,9 @@ class GreyGaussian(_GaussianLevels):
 
     `log_prob` is the exact mass of the level's bin. `dequantized_log_prob` is the log density at
     (x+u)/256 in the same unit; over u ~ U[0, 1) its mean is at most `log_prob`, by Jensen's
-    inequality, and the mean of its exponential is exactly the mass (Theis et al. 2016). The mass outside the unit interval (`log_tails`) belongs to no level; `mean` and `sample` put it
-    on the nearest one.
+    inequality, and the mean of its exponential is exactly the mass (Theis et al. 2016). The mass
+    outside the unit interval (`log_tails`) belongs to no level; `mean` and `sample` put it on the
+    nearest one.
     """
 
     def values_log_prob(self, x: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ SPACES: dict[str, str] = {
     "continuous": "real numbers",
 }
 _REAL = "a density of real numbers"
+_REAL_ONLY = "a density of real numbers, and no probability to grey levels"
 _GREY = "probability to the 256 grey levels and to nothing else"
 
 
@@ -375,7 +376,7 @@ class StudentT(Likelihood):
 
     name = "student_t"
     spaces = frozenset({"continuous"})
-    gives = _REAL
+    gives = _REAL_ONLY
     outputs_per_value = 3
 
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
@@ -398,7 +399,7 @@ class LaplaceLikelihood(Likelihood):
 
     name = "laplace"
     spaces = frozenset({"continuous"})
-    gives = _REAL
+    gives = _REAL_ONLY
     outputs_per_value = 2
 
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
@@ -455,7 +456,7 @@ def check_likelihood(name: str, space: str) -> None:
         reason += "; cross-entropy on grey pixels is not a likelihood"
     raise ValueError(
         f"likelihood {name} does not fit space {space}: {reason}. "
-        f"Set model.likelihood to one of {', '.join(here)}, "
+        f"Set model.likelihood to {'one of ' * (len(here) > 1)}{', '.join(here)}, "
         f"or data.space to {' or '.join(sorted(kind.spaces))}."
     )
 
