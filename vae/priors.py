@@ -51,6 +51,10 @@ class LatentDistribution(Distribution):
         super().__init__(Size(batch_shape), Size((event_size,)), validate_args=False)
         self._like = like
 
+    def __repr__(self) -> str:
+        shapes = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
+        return f"{type(self).__name__}({shapes})"
+
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
         return {}
