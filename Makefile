@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help run test test-slow test-all lint format report ui serve clean lock
+.PHONY: help run test test-slow test-all lint format report ui sync serve clean lock
 
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
@@ -20,6 +20,7 @@ help:
 	@echo "make run        data → sweep → train → evaluate → register → report; does only what changed"
 	@echo "make report     show the report page"
 	@echo "make ui         MLflow's page of runs and registered models"
+	@echo "make sync       send MLflow what it missed while it was down"
 	@echo "make serve      the champion as a web service on port 5001"
 	@echo "make test       the quick tests;  make test-all: also the slow ones"
 	@echo "make lint       style and types;  make format: mend the style"
@@ -61,6 +62,9 @@ report:
 
 ui: $(INSTALLED)
 	@mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+
+sync: $(INSTALLED)
+	@python -m pipeline.tracking --sync
 
 serve: $(INSTALLED)
 	@test -f reports/register.json || { echo "no model yet; make run makes it" >&2; exit 1; }
