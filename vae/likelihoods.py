@@ -45,6 +45,7 @@ class Likelihood(nn.Module):
     name: ClassVar[str]
     spaces: ClassVar[frozenset[str]]
     gives: ClassVar[str]
+    is_density: ClassVar[bool] = False
     outputs_per_value: int
 
     def __init__(
@@ -69,7 +70,7 @@ class Likelihood(nn.Module):
     @property
     def dequantizes(self) -> bool:
         """Whether training uses `dequantized_log_prob(x, u)`: a density on the unit interval."""
-        return self.space == "grey8" and "density" in self.gives
+        return self.space == "grey8" and self.is_density
 
     @abstractmethod
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
@@ -153,6 +154,7 @@ class Gaussian(Likelihood):
     name = "gaussian"
     spaces = frozenset({"grey8", "continuous"})
     gives = _REAL
+    is_density = True
     outputs_per_value = 2
 
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
@@ -173,6 +175,7 @@ class GaussianShared(Likelihood):
     name = "gaussian_shared"
     spaces = frozenset({"grey8", "continuous"})
     gives = _REAL
+    is_density = True
     outputs_per_value = 1
 
     def __init__(
@@ -208,6 +211,7 @@ class GaussianUnit(Likelihood):
     name = "gaussian_unit"
     spaces = frozenset({"grey8", "continuous"})
     gives = _REAL
+    is_density = True
     outputs_per_value = 1
 
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
@@ -224,6 +228,7 @@ class ContinuousBernoulli(Likelihood):
     name = "continuous_bernoulli"
     spaces = frozenset({"grey8"})
     gives = "a density of the unit interval"
+    is_density = True
     outputs_per_value = 1
 
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
@@ -377,6 +382,7 @@ class StudentT(Likelihood):
     name = "student_t"
     spaces = frozenset({"continuous"})
     gives = _REAL_ONLY
+    is_density = True
     outputs_per_value = 3
 
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
@@ -400,6 +406,7 @@ class LaplaceLikelihood(Likelihood):
     name = "laplace"
     spaces = frozenset({"continuous"})
     gives = _REAL_ONLY
+    is_density = True
     outputs_per_value = 2
 
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
@@ -450,7 +457,7 @@ def check_likelihood(name: str, space: str) -> None:
     if space in kind.spaces:
         return
     reason = f"{name} gives {kind.gives}, but data.space is {space} ({SPACES[space]})"
-    if "density" in kind.gives and space == "binary":
+    if kind.is_density and space == "binary":
         reason += "; on separate values a density has no highest value"
     if name == "bernoulli" and space == "grey8":
         reason += "; cross-entropy on grey pixels is not a likelihood"
