@@ -1,0 +1,198 @@
+"""dvc.yaml: what a change reruns, asked of DVC itself; no stage runs here."""
+
+from __future__ import annotations
+
+import ast
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+ORDER = ["prepare", "selfcheck", "sweep", "train", "evaluate", "register", "report"]
+MODELLING = ["selfcheck", "sweep", "train", "evaluate"]
+
+
+def local_imports(path: Path) -> set[Path]:
+    """The project's own modules that a file imports, anywhere in it."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    paths = {Path(*name.split(".")).with_suffix(".py") for name in names}
+    return {
+        path for path in paths if path.parts[0] in ("vae", "pipeline") and (ROOT / path).exists()
+    }
+
+
+def closure(path: Path) -> set[Path]:
+    """A file and all of the project that it imports, directly or not."""
+    found: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        current = waiting.pop()
+        if current not in found:
+            found.add(current)
+            waiting += local_imports(current)
+    return found
+
+
+def code_deps(stage: str) -> set[Path]:
+    return {Path(dep) for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
+
+
+def test_the_stages_and_their_order():
+    assert list(STAGES) == ORDER
+
+
+@pytest.mark.parametrize("stage", ORDER)
+def test_a_stage_depends_on_its_own_code_and_on_none_that_it_never_imports(stage: str):
+    module = Path("pipeline") / f"{stage}.py"
+    assert module in code_deps(stage)
+    packed_as_file = {Path("pipeline/serving.py")}  # registered as the model's code
+    assert code_deps(stage) - packed_as_file <= closure(module)
+
+
+@pytest.mark.parametrize("stage", MODELLING)
+def test_whatever_the_model_imports_is_a_dependency(stage: str):
+    assert closure(Path("vae/model.py")) <= code_deps(stage)
+
+
+@pytest.mark.parametrize("stage", ORDER)
+def test_every_output_and_input_is_passed_as_a_flag(stage: str):
+    words = shlex.split(STAGES[stage]["cmd"])
+    assert words[:3] == ["python", "-m", f"pipeline.{stage}"]
+    assert all(word.startswith("--") for word in words[3::2])
+    passed = [Path(word) for word in words[4::2]]
+    named = [*STAGES[stage]["outs"], *STAGES[stage]["deps"]]
+    data = [Path(path) for path in named if path.startswith(("data/", "models/", "reports/"))]
+    assert [path for path in data if not any(path.is_relative_to(flag) for flag in passed)] == []
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Any]:
+    """DVC's repository in `folder`, which is the current one meanwhile."""
+    from dvc.repo import Repo
+
+    with chdir(folder), Repo(str(folder)) as repo:
+        yield repo
+
+
+def stale_stages(folder: Path) -> set[str]:
+    with opened(folder) as repo:
+        return set(repo.status())
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project whose stages all count as done, with made-up outputs."""
+    from dvc.repo import Repo
+
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("vae", "pipeline"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "data" / "own", folder / "data" / "own")
+    for stage in STAGES.values():
+        for path in [folder / path for path in [*stage["outs"], *stage["deps"]] if "$" not in path]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.suffix:
+                path.mkdir(exist_ok=True)
+                (path / "made_up").write_text(path.name)
+            elif not path.exists():
+                path.write_text(path.name)
+    with chdir(folder):
+        Repo.init(no_scm=True).close()
+    with opened(folder) as repo:
+        repo.commit(force=True)
+    return folder
+
+
+@pytest.fixture
+def stale(committed: Path) -> Callable[[Path, Callable[[str], str]], set[str]]:
+    """Stages that DVC would run after a file's text is changed; the file is put back."""
+
+    def ask(path: Path, change: Callable[[str], str]) -> set[str]:
+        file = committed / path
+        before = file.read_text()
+        assert change(before) != before
+        file.write_text(change(before))
+        try:
+            return stale_stages(committed)
+        finally:
+            file.write_text(before)
+
+    return ask
+
+
+def test_nothing_changed_nothing_to_do(committed: Path):
+    assert stale_stages(committed) == set()
+
+
+@pytest.mark.parametrize(
+    ("knob", "stages"),
+    [
+        ("data.seed: 0 -> 1", {"prepare"}),
+        ("model.prior: normal -> vamp", {"sweep"}),
+        ("objective.beta: 1.0 -> 2.0", {"sweep"}),
+        ("sweep.epochs: 20 -> 30", {"sweep"}),
+        ("training.epochs: 100 -> 50", {"train"}),
+        ("training.patience: 15 -> 5", {"train"}),
+        ("training.learning_rate: 0.001 -> 0.01", {"sweep", "train"}),
+        ("scaling.num_workers: 2 -> 4", set()),
+        ("evaluate.num_importance_samples: 1000 -> 5000", {"evaluate"}),
+        ("register.promote: null -> true", {"register"}),
+        ("tracking.experiment: tightbound -> other", set()),
+    ],
+)
+def test_a_changed_knob_reruns_the_stages_that_read_it(
+    knob: str, stages: set[str], stale: Callable[[Path, Callable[[str], str]], set[str]]
+):
+    place, values = knob.split(": ")
+    (section, key), (old, new) = place.split("."), values.split(" -> ")
+
+    def change(text: str) -> str:
+        content = yaml.safe_load(text)
+        assert content[section][key] == yaml.safe_load(old)
+        content[section][key] = yaml.safe_load(new)
+        return yaml.safe_dump(content)
+
+    assert stale(Path("params.yaml"), change) == stages
+
+
+@pytest.mark.parametrize(
+    ("file", "stages"),
+    [
+        ("data/own/README.md", {"prepare"}),
+        ("pipeline/sources.py", {"prepare"}),
+        ("pipeline/stage.py", set()),
+        ("pipeline/tracking.py", set()),
+        ("vae/likelihoods.py", {"selfcheck", "sweep", "train", "evaluate"}),
+        ("vae/training.py", {"sweep", "train"}),
+        ("vae/evidence.py", {"selfcheck", "sweep", "evaluate"}),
+        ("vae/diagnostics.py", {"evaluate"}),
+        ("pipeline/report_template.html", {"report"}),
+    ],
+)
+def test_a_changed_file_reruns_the_stages_that_use_it(
+    file: str, stages: set[str], stale: Callable[[Path, Callable[[str], str]], set[str]]
+):
+    assert stale(Path(file), lambda text: text + "\n") == stages
+
+
+def test_a_file_added_under_data_root_prepares_again(committed: Path):
+    extra = committed / "data" / "own" / "more.png"
+    extra.write_bytes(b"picture")
+    try:
+        assert stale_stages(committed) == {"prepare"}
+    finally:
+        extra.unlink()
