@@ -1,4 +1,4 @@
-"""Importance sampling and prior Monte Carlo against exact values, quadrature and plain arithmetic."""
+"""Importance sampling and prior Monte Carlo against exact values, quadrature, plain arithmetic."""
 
 import math
 import warnings
@@ -425,7 +425,7 @@ def test_prior_monte_carlo_s_ess_falls_exponentially_with_the_latent_dimension()
     logs = []
     for d in range(1, 7):
         fa = coordinatewise_model(d, noise=0.5)
-        x, _ = fa.sample(400, generator=g)
+        x, _ = fa.sample(200, generator=g)
         evidence = prior_monte_carlo(fa.as_vae(), x, 4000, generator=g)
         logs.append((evidence.ess / 4000).log().mean().item())
     steps = np.diff([0, *logs])
