@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
+from configparser import ConfigParser
 from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
@@ -196,3 +198,15 @@ def test_a_file_added_under_data_root_prepares_again(committed: Path):
         assert stale_stages(committed) == {"prepare"}
     finally:
         extra.unlink()
+
+
+def test_the_page_of_dvc_plots_needs_no_network():
+    config = ConfigParser()
+    config.read(ROOT / ".dvc" / "config")
+    page = (ROOT / ".dvc" / config["plots"]["html_template"]).read_text()
+    assert page.count("{plot_divs}") == 1
+    assert page.count("{refresh_tag}") == 1
+    assert "{scripts}" not in page  # where DVC puts its links to a content network
+    for library in ("vega", "vega-lite", "vega-embed"):
+        assert re.search(rf"<script>/\* {library} \d", page)
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
