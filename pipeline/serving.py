@@ -22,12 +22,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import mlflow
+import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc.model import PythonModel
 from torch import Tensor
 
 from vae.checkpoint import load
@@ -45,7 +47,7 @@ MOMENT_SAMPLES = 1000  # for the moments of a posterior that has none in closed 
 _sampling = threading.Lock()  # torch's distributions draw from one global generator
 
 
-class ScoredVAE(mlflow.pyfunc.PythonModel):
+class ScoredVAE(PythonModel):
     """A VAE behind MLflow's pyfunc interface."""
 
     def load_context(self, context: Any) -> None:
@@ -230,4 +232,4 @@ def _batch_of(shape: tuple[int, ...]) -> str:
 
 
 if __name__ != "pipeline.serving":  # run as a model's code, rather than imported
-    mlflow.models.set_model(ScoredVAE())
+    set_model(ScoredVAE())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,13 +29,6 @@ def params(*, uri: str | None = None, promote: bool | None = None, **evaluate: i
         register=SimpleNamespace(promote=promote),
         evaluate=SimpleNamespace(**{"num_importance_samples": 50, "seed": 0} | evaluate),
     )
-
-
-def free_port() -> int:
-    """A TCP port on which nothing listens."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def write_json(path: Path, content: Any) -> Path:

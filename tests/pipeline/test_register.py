@@ -23,6 +23,7 @@ from pipeline.register import Paths, register
 from pipeline.registry import TAKEN_BACK_TAG, Registry
 from pipeline.stage import UserError
 from tests.pipeline import builders
+from tests.pipeline.servers import free_port
 from vae.checkpoint import load
 
 NAME = "tightbound-blobs-grey8"
@@ -231,7 +232,7 @@ def test_a_failed_selfcheck_or_changed_weights_register_nothing(project: Path) -
 
 
 def test_a_registry_that_is_down_is_said_in_a_sentence(project: Path) -> None:
-    params = builders.params(uri=f"http://127.0.0.1:{builders.free_port()}")
+    params = builders.params(uri=f"http://127.0.0.1:{free_port()}")
     with pytest.raises(UserError, match=r"does not answer .connection refused.; start it"):
         register(params, builders.pipeline_outputs(project))
 

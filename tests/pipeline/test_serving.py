@@ -26,7 +26,7 @@ from pipeline.prepared import load_split
 from pipeline.register import register
 from pipeline.registry import REQUIREMENTS, Registry, requirements
 from tests.pipeline import builders
-from tests.pipeline.conftest import at_home, running
+from tests.pipeline.servers import at_home, free_port, running
 from vae.checkpoint import load
 from vae.evidence import importance_sampling
 
@@ -264,7 +264,7 @@ def test_another_model_in_the_process_keeps_mlflows_own_checks(served: Any) -> N
 @pytest.fixture(scope="module")
 def address(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`mlflow models serve` of the registered model."""
-    port = builders.free_port()
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(packed)]
     command += ["--env-manager", "local", "--port", str(port), "--host", "127.0.0.1"]
     with running(command, tmp_path_factory.mktemp("serve"), port):

@@ -15,6 +15,7 @@ from pipeline import tracking
 from pipeline.stage import UserError
 from pipeline.store import Point, Store, known_runs, store_address, without_password
 from tests.pipeline import builders
+from tests.pipeline.servers import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -217,7 +218,7 @@ def test_addresses(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_store_that_is_down_costs_one_warning(capsys: pytest.CaptureFixture[str]) -> None:
-    params = builders.params(uri=f"http://127.0.0.1:{builders.free_port()}")
+    params = builders.params(uri=f"http://127.0.0.1:{free_port()}")
     with tracking.live_run(params, builders.run_facts("train-0001")) as run:
         run.log_epoch(builders.epoch_row(1))
     assert tracking.mirror_sweep(params, Path("sweep")) is None
@@ -265,6 +266,7 @@ def test_live_epochs_and_the_mirror_make_one_run_without_duplicates() -> None:
     assert sorted(steps) == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_server_gets_what_the_database_gets(
     server: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
