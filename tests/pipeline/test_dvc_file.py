@@ -209,4 +209,6 @@ def test_the_page_of_dvc_plots_needs_no_network():
     assert "{scripts}" not in page  # where DVC puts its links to a content network
     for library in ("vega", "vega-lite", "vega-embed"):
         assert re.search(rf"<script>/\* {library} \d", page)
-    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
+    markup = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert "src=" not in markup
+    assert "href=" not in markup
