@@ -184,7 +184,7 @@ def checked_parameters(params: Mapping[str, Any] | None) -> dict[str, Any]:
 def to_array(values: Any) -> np.ndarray:
     """Input as float64; raises for text, ragged rows and values that are not finite."""
     try:
-        array = np.asarray(values, dtype=np.float64)
+        array = np.array(values, dtype=np.float64)  # a copy: torch wants one it may write to
     except (TypeError, ValueError):
         raise refusal("expected numbers in rows of equal length; found something else") from None
     bad = ~np.isfinite(array)

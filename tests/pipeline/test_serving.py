@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,10 @@ from pipeline import tracking
 from pipeline.prepared import load_split
 from pipeline.register import register
 from pipeline.registry import REQUIREMENTS, Registry, requirements
+from pipeline.serving import ScoredVAE
 from tests.pipeline import builders
 from tests.pipeline.servers import at_home, free_port, running
+from vae import VAE, VAEConfig, save
 from vae.checkpoint import load
 from vae.evidence import importance_sampling
 
@@ -205,6 +208,55 @@ def test_samples_are_seeded_grey_images_with_the_models_mean(served: Any, packed
         expected = model.likelihood(z).mean.mean(0).numpy()
     error = many.std(0) / np.sqrt(2000)
     assert (np.abs(many.mean(0) - expected) < 5 * error).all()
+
+
+def direct(folder: Path, **changes: Any) -> ScoredVAE:
+    """The pyfunc around any model, as MLflow sets it up."""
+    torch.manual_seed(0)
+    defaults: dict[str, Any] = {"data_shape": (3,), "space": "continuous", "latent_dim": 2}
+    config = VAEConfig(**defaults | {"likelihood": "gaussian", "hidden": (8,)} | changes)
+    save(VAE(config), folder)
+    reference = {"log_px": [-9.0, -5.0], "probabilities": [0.0, 1.0], "num_samples": 20}
+    builders.write_json(folder / "reference.json", reference)
+    model = ScoredVAE()
+    weights = str(folder / "weights.safetensors")
+    model.load_context(SimpleNamespace(artifacts={"weights": weights}))
+    return model
+
+
+@pytest.mark.parametrize("posterior", ["diagonal", "full", "flow"])
+@pytest.mark.parametrize("latent_dim", [2, (3, 2)])
+def test_every_posterior_encodes_to_its_moments(
+    tmp_path: Path, posterior: str, latent_dim: Any
+) -> None:
+    model = direct(tmp_path / "m", posterior=posterior, latent_dim=latent_dim)
+    x = np.random.default_rng(0).normal(size=(4, 3))
+    found = model.predict(None, x, {"task": "encode"})
+    with torch.no_grad():
+        z = model.model.posterior(torch.tensor(x)).sample((4000,)).double()
+    error = (z.std(0) / np.sqrt(4000)).numpy()
+    assert (np.abs(found["mean"] - z.mean(0).numpy()) < 12 * error).all()
+    np.testing.assert_allclose(found["std"], z.std(0).numpy(), rtol=0.2)
+    assert model.predict(None, found["mean"], {"task": "decode"}).shape == x.shape
+
+
+def test_a_table_is_scored_by_frame_and_array_without_bits(tmp_path: Path) -> None:
+    model = direct(tmp_path / "m")
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(5, 3)), columns=["a", "b", "c"])
+    scores = model.predict(None, table)
+    assert scores.columns.tolist() == ["log_px", "se", "ess", "khat", "percentile"]
+    pd.testing.assert_frame_equal(scores, model.predict(None, table.to_numpy()))
+    expected = 100 * np.clip((scores["log_px"] + 9) / 4, 0, 1)
+    np.testing.assert_allclose(scores["percentile"], expected)
+    with pytest.raises(MlflowException, match=r"expected x of shape .B, 3.; found .5, 2."):
+        model.predict(None, table[["a", "b"]])
+
+
+def test_binary_data_takes_zero_and_one_only(tmp_path: Path) -> None:
+    model = direct(tmp_path / "m", data_shape=(1, 2, 2), space="binary", likelihood="bernoulli")
+    assert len(model.predict(None, np.array([[0, 1, 1, 0]]))) == 1
+    with pytest.raises(MlflowException, match="expected 0 or 1; found values from 0 to 255"):
+        model.predict(None, np.array([[0, 255, 255, 0]]))
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
