@@ -167,6 +167,7 @@ def test_transitions_leave_the_posterior_as_it_is():
     path.adapt()
     posterior = fa.posterior(x)
     state = path.at(posterior.loc + normal(20_000, 1, 2, generator=g) @ posterior.scale_tril[0].T)
+    accepted = torch.zeros(())
     for _ in range(5):
         state, accepted = path._transition(state, 1.0, path.steps[-2])
     assert 0.3 < accepted.mean() < 0.98

@@ -182,6 +182,7 @@ def test_as_vae_decodes_and_encodes_in_data_units(space):
     x = y if space == "continuous" else (256 * y).floor().clamp(0, 255)
     y = y if space == "continuous" else (x + 0.5) / 256
     q, exact = vae.posterior(x.reshape(5, 1, 2, 3)), fa.posterior(y)
+    assert isinstance(q, CholeskyNormal)
     torch.testing.assert_close(q.mean, exact.mean, rtol=0, atol=1e-10)
     torch.testing.assert_close(q.covariance_matrix, exact.covariance_matrix, rtol=0, atol=1e-12)
     if space == "continuous":
@@ -207,6 +208,7 @@ def test_as_vae_s_deliberate_error_has_the_kl_it_says(shift, widen):
     fa, g = random_model(10, 4)
     x, _ = fa.sample(3, generator=g)
     q = fa.as_vae(shift=shift, widen=widen).posterior(x)
+    assert isinstance(q, CholeskyNormal)
     kl = kl_divergence(MultivariateNormal(q.mean, scale_tril=q.scale_tril), fa.posterior(x))
     expected = torch.full((3,), fa.proposal_kl(shift, widen), dtype=torch.float64)
     torch.testing.assert_close(kl, expected, rtol=1e-9, atol=1e-10)
