@@ -131,7 +131,7 @@ def bidirectional(
         num_temperatures, num_leapfrog, generator: as in `annealed_importance_sampling`.
 
     Raises:
-        ValueError: a count below 1.
+        ValueError: a count below 1; a likelihood whose samples don't follow its own log_prob.
     """
     if num_examples < 1 or num_samples < 1:
         raise ValueError(
@@ -141,7 +141,14 @@ def bidirectional(
     device = next(model.parameters()).device
     with torch.no_grad():
         z = seeded_sample(model.prior(), (num_examples,), device=device, generator=generator)
-        x = seeded_sample(model.likelihood(z), (), device=device, generator=generator)
+        p_x = model.likelihood(z)
+        if hasattr(p_x, "log_tails"):
+            raise ValueError(
+                "two-sided bounds need data drawn from exactly the likelihood that scores them, and "
+                f"{model.config.likelihood} on 8-bit data leaves mass outside the levels 0 … 255; "
+                "model.likelihood: discretized_gaussian gives it to the outermost ones"
+            )
+        x = seeded_sample(p_x, (), device=device, generator=generator)
     path = _Path(model, x, num_temperatures, num_leapfrog, generator)
     path.adapt()
     forward = path.forward(path.start(num_samples))

@@ -159,6 +159,16 @@ def test_bidirectional_works_for_every_posterior_and_prior(changes):
     assert bounds.gap.mean() < 3
 
 
+def test_bidirectional_refuses_a_likelihood_that_leaks_mass():
+    model = small_vae(space="grey8", likelihood="gaussian")
+    with pytest.raises(ValueError, match=r"gaussian on 8-bit data leaves mass .* discretized_g"):
+        bidirectional(model, 2)
+    model = small_vae(space="grey8", likelihood="discretized_gaussian")
+    bounds = bidirectional(model, 3, num_samples=1, num_temperatures=3)
+    assert bounds.x.min() >= 0
+    assert bounds.x.max() <= 255
+
+
 def test_transitions_leave_the_posterior_as_it_is():
     fa, g = random_model(6, 2)
     vae = fa.as_vae(shift=0.5, widen=0.7)
