@@ -4,7 +4,8 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help run test test-slow test-all lint format report ui sync serve clean lock
+.PHONY: help run test test-slow test-all lint format report ui sync promote rollback serve clean \
+  lock
 
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
@@ -21,6 +22,7 @@ help:
 	@echo "make report     show the report page"
 	@echo "make ui         MLflow's page of runs and registered models"
 	@echo "make sync       send MLflow what it missed while it was down"
+	@echo "make promote VERSION=3   champion by hand;  make rollback: the one before"
 	@echo "make serve      the champion as a web service on port 5001"
 	@echo "make test       the quick tests;  make test-all: also the slow ones"
 	@echo "make lint       style and types;  make format: mend the style"
@@ -65,6 +67,12 @@ ui: $(INSTALLED)
 
 sync: $(INSTALLED)
 	@python -m pipeline.tracking --sync
+
+promote: $(INSTALLED)
+	@python -m pipeline.registry --promote "$(or $(VERSION),$(error which one? make promote VERSION=3))"
+
+rollback: $(INSTALLED)
+	@python -m pipeline.registry --rollback
 
 serve: $(INSTALLED)
 	@test -f reports/register.json || { echo "no model yet; make run makes it" >&2; exit 1; }
