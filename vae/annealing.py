@@ -144,7 +144,7 @@ def bidirectional(
         p_x = model.likelihood(z)
         if hasattr(p_x, "log_tails"):
             raise ValueError(
-                "two-sided bounds need data drawn from exactly the likelihood that scores them, and "
+                "two-sided bounds need data drawn from exactly the likelihood that scores it, and "
                 f"{model.config.likelihood} on 8-bit data leaves mass outside the levels 0 … 255; "
                 "model.likelihood: discretized_gaussian gives it to the outermost ones"
             )

@@ -39,7 +39,7 @@ __all__ = [
     "prior_monte_carlo",
 ]
 
-CHUNK_VALUES = {"cpu": 2**19, "cuda": 2**26}
+CHUNK_VALUES = {"cpu": 2**18, "cuda": 2**26}
 """Decoder outputs held at a time by default: about a cache on a CPU, a few hundred MB on a GPU."""
 
 
