@@ -92,7 +92,7 @@ def _grey_factor_analysis(
     best, best_score = None, -math.inf
     for floor in FLOORS:
         scale = min(min_scale * floor, 0.5)
-        fitted = FactorAnalysis.fit(y, factors, min_noise=scale**2, tol=1e-3, seed=seed)
+        fitted = FactorAnalysis.fit(y, factors, min_noise=scale**2, tol=1e-4, seed=seed)
         vae = _single(fitted).as_vae("grey8", data_shape)
         log_px = _importance_sampled(vae, valid[:FLOOR_EXAMPLES], FLOOR_SAMPLES, seed)
         score = log_px.mean().item()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pipeline import pictures, plots, tracking
 from pipeline.baseline import Baseline, fit_baselines
+from pipeline.figures import save
 from pipeline.params import EvaluateParams, Params, load_params
 from pipeline.prepared import Meta, Split, load_meta, load_split
 from pipeline.stage import UserError, run_stage, say, whole_directory, write_json
@@ -147,7 +148,9 @@ def per_example(test: Split, evidence: SplitEvidence, baseline: Baseline) -> pd.
     )
 
 
-def evaluate(config: EvaluateParams, prepared: Path, model_dir: Path, train: Path, out: Path):
+def evaluate(
+    config: EvaluateParams, prepared: Path, model_dir: Path, train: Path, out: Path
+) -> dict[str, Any]:
     """Score the model in `model_dir` on the prepared test split and write `out`, whole.
 
     Returns metrics.json's content. Raises UserError for a damaged model or one of other data.
@@ -156,7 +159,7 @@ def evaluate(config: EvaluateParams, prepared: Path, model_dir: Path, train: Pat
     model = _load_model(model_dir, meta)
     splits = {name: load_split(prepared, name) for name in ("train", "valid", "test")}
     x = {name: torch.from_numpy(np.array(split.x)) for name, split in splits.items()}
-    history = pd.read_csv(train / "history.csv")
+    history = _read_history(train / "history.csv")
     K = config.num_importance_samples
     say(
         f"evaluate   {len(x['test']):,} test and {len(x['valid']):,} validation examples, "
@@ -191,9 +194,9 @@ def evaluate(config: EvaluateParams, prepared: Path, model_dir: Path, train: Pat
         table = per_example(splits["test"], test, baselines[0])
         table.to_parquet(fresh / "per_example.parquet", index=False)
         pictures.draw(gallery, test.log_px, fresh)
-        plots.save(plots.elbo_curves(history), fresh / "elbo_curves.png")
+        save(plots.elbo_curves(history), fresh / "elbo_curves.png")
         ladder = plots.ladder_figure(metrics["ladder"], metrics["elbo"])
-        plots.save(ladder, fresh / "ladder.png")
+        save(ladder, fresh / "ladder.png")
     for line in describe(metrics):
         say(f"evaluate   {line}")
     return metrics
@@ -228,6 +231,13 @@ def _load_model(folder: Path, meta: Meta) -> VAE:
             "`dvc repro` trains one for them"
         )
     return model
+
+
+def _read_history(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); `dvc repro train` makes it") from error
 
 
 def _collapse(model: VAE, x: Tensor) -> dict[str, Any]:
@@ -295,7 +305,7 @@ def run(params: Params, prepared: Path, model: Path, train: Path, out: Path) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prepared", type=Path, default=Path("data/prepared"))
     parser.add_argument("--model", type=Path, default=Path("models/vae"))
     parser.add_argument("--train", type=Path, default=Path("reports/train"))

@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import plots
+from pipeline import panels
+from pipeline.figures import save
 from vae import VAE
-from vae.diagnostics import posterior_means
+from vae.diagnostics import ACTIVE_VARIANCE, posterior_means
 
 RECONSTRUCTED, SAMPLED, TRAVERSED, STEPS = 12, 64, 8, 11
 TABLE_ROWS = 2000
+AGGREGATED = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,8 @@ class Gallery:
 
 
 def draw(gallery: Gallery, log_px: np.ndarray, out: Path) -> None:
-    """Write reconstructions, samples, traversals, latent_space, extremes and histogram (.png).
+    """Write reconstructions, samples, traversals, latent_space, activity, histogram (.png), and
+    extremes for images.
 
     log_px: (N,), nats; it decides which images are the best and the worst.
     """
@@ -58,7 +61,9 @@ def draw(gallery: Gallery, log_px: np.ndarray, out: Path) -> None:
     with torch.inference_mode():
         draw_model = _draw_images if gallery.is_images else _draw_tables
         draw_model(gallery, means, log_px, out)
-    plots.save(_latent_space(gallery, means.cpu().numpy(), log_px), out / "latent_space.png")
+    activity = panels.activity_figure(means.var(0, correction=0).cpu().numpy(), ACTIVE_VARIANCE)
+    save(activity, out / "activity.png")
+    save(_latent_space(gallery, means.cpu().numpy(), log_px), out / "latent_space.png")
 
 
 def to_images(x: Tensor, space: str, limits: tuple[float, float] | None = None) -> np.ndarray:
@@ -67,7 +72,7 @@ def to_images(x: Tensor, space: str, limits: tuple[float, float] | None = None) 
     limits: the values shown as black and white in `continuous`. Of 2 channels, or more than 3,
     only the first is shown.
     """
-    images = x.double().cpu().numpy()
+    images = x.float().cpu().numpy()
     low, high = limits or {"binary": (0.0, 1.0), "grey8": (0.0, 255.0)}.get(space, (0.0, 1.0))
     images = np.clip((images - low) / max(high - low, 1e-12), 0.0, 1.0)
     if images.ndim == 3:
@@ -92,8 +97,7 @@ def traversal(
     size = gallery.model.config.latent_dims[0]  # p(x|z) reads the first stochastic layer only
     spread = means[:, :size].std(0, correction=0)
     dimensions = spread.argsort(descending=True)[:TRAVERSED].tolist()
-    q = gallery.model.posterior(gallery.x.to(means.device))
-    z_NL = _sample_posterior(q, gallery, means)
+    z_NL = _posterior_samples(gallery, means)
     centre, scale = z_NL.mean(0), z_NL.std(0, correction=0)
     steps = np.linspace(-3.0, 3.0, STEPS)
     moved = []
@@ -105,10 +109,12 @@ def traversal(
     return dimensions, steps, moved
 
 
-def _sample_posterior(q, gallery: Gallery, means: Tensor) -> Tensor:
+def _posterior_samples(gallery: Gallery, means: Tensor) -> Tensor:
+    """z ~ q(z|x) for the first 1000 examples, (N, L)."""
+    x = gallery.x[:AGGREGATED].to(means.device)
     generator = torch.Generator(means.device).manual_seed(gallery.seed)
-    eps = torch.randn(means.shape, dtype=means.dtype, device=means.device, generator=generator)
-    return q.from_noise(eps)
+    like = {"dtype": means.dtype, "device": means.device, "generator": generator}
+    return gallery.model.posterior(x).from_noise(torch.randn(len(x), means.shape[1], **like))
 
 
 def _prior_samples(gallery: Gallery, count: int) -> Tensor:
@@ -141,14 +147,14 @@ def _draw_images(gallery: Gallery, means: Tensor, log_px: np.ndarray, out: Path)
         ("mean of p(x|z)", images(p_x.mean)),
         ("draw from p(x|z)", images(_seeded(gallery, p_x.sample))),
     ]
-    plots.save(plots.image_rows(rows), out / "reconstructions.png")
+    save(panels.image_rows(rows), out / "reconstructions.png")
 
     p_x = model.likelihood(_prior_samples(gallery, SAMPLED))
-    panels = [
+    grids = [
         ("mean of p(x|z), z ~ p(z)", images(p_x.mean)),
         ("draw of x from p(x|z)", images(_seeded(gallery, p_x.sample))),
     ]
-    plots.save(plots.image_panels(panels), out / "samples.png")
+    save(panels.image_panels(grids), out / "samples.png")
 
     start = int(np.argsort(log_px)[len(log_px) // 2])
     dimensions, _, moved = traversal(gallery, means, start)
@@ -156,22 +162,22 @@ def _draw_images(gallery: Gallery, means: Tensor, log_px: np.ndarray, out: Path)
         (f"z[{dimension}]", images(model.likelihood(z).mean))
         for dimension, z in zip(dimensions, moved, strict=True)
     ]
-    plots.save(plots.image_rows(rows), out / "traversals.png")
+    save(panels.image_rows(rows), out / "traversals.png")
 
     shown = images(gallery.x)
-    plots.save(plots.histogram_with_extremes(log_px, shown), out / "histogram.png")
-    plots.save(plots.extremes_figure(log_px, shown), out / "extremes.png")
+    save(panels.histogram_with_extremes(log_px, shown), out / "histogram.png")
+    save(panels.extremes_figure(log_px, shown), out / "extremes.png")
 
 
 def _draw_tables(gallery: Gallery, means: Tensor, log_px: np.ndarray, out: Path) -> None:
     model, names = gallery.model, gallery.names
     x = gallery.x[:TABLE_ROWS].flatten(1).double().cpu().numpy()
     mean = model.likelihood(means[:TABLE_ROWS]).mean.flatten(1).double().cpu().numpy()
-    plots.save(plots.table_reconstructions(x, mean, names), out / "reconstructions.png")
+    save(panels.table_reconstructions(x, mean, names), out / "reconstructions.png")
 
     p_x = model.likelihood(_prior_samples(gallery, TABLE_ROWS))
     samples = _seeded(gallery, p_x.sample).flatten(1).double().cpu().numpy()
-    plots.save(plots.table_samples(x, samples, names), out / "samples.png")
+    save(panels.table_samples(x, samples, names), out / "samples.png")
 
     start = int(np.argsort(log_px)[len(log_px) // 2])
     dimensions, steps, moved = traversal(gallery, means, start)
@@ -180,9 +186,9 @@ def _draw_tables(gallery: Gallery, means: Tensor, log_px: np.ndarray, out: Path)
     )
     scale = x.std(0)
     standardised = (moved_means - x.mean(0)) / np.where(scale > 0, scale, 1.0)
-    figure = plots.table_traversals(steps, standardised, dimensions, names)
-    plots.save(figure, out / "traversals.png")
-    plots.save(plots.histogram_with_extremes(log_px, None), out / "histogram.png")
+    figure = panels.table_traversals(steps, standardised, dimensions, names)
+    save(figure, out / "traversals.png")
+    save(panels.histogram_with_extremes(log_px, None), out / "histogram.png")
 
 
 def _latent_space(gallery: Gallery, means: np.ndarray, log_px: np.ndarray):
@@ -199,7 +205,7 @@ def _latent_space(gallery: Gallery, means: np.ndarray, log_px: np.ndarray):
             f"first principal component of E[z|x] ({explained[0]:.0%} of the variance)",
             f"second ({explained[1]:.0%})",
         )
-    return plots.latent_figure(points, gallery.labels, names)
+    return panels.latent_figure(points, gallery.labels, names)
 
 
 def principal_components(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,110 +1,36 @@
-"""Pictures in one quiet style: every function returns a matplotlib `Figure`.
+"""Plots of numbers: the sweep, the training curves and the evidence.
 
-`save` writes one to a file; `to_svg` makes one that takes its colours from the page it stands in.
-Nothing here touches pyplot or any other global state.
-
-Shapes: N examples, C channels, H × W pixels, L latent dimensions. Images are floats in [0, 1].
+Every function returns a matplotlib `Figure`. Shapes: N examples. All in nats unless said.
 """
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
 
-INK, MUTED, GRID, PAPER = "#20262e", "#68727f", "#e3e7ec", "#ffffff"
-BLUE, ORANGE, GREEN, RED = "#2f6f9f", "#d9772b", "#4c8c57", "#c0453f"
-CATEGORIES = (
-    "#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f",
-    "#d9b62f", "#b07aa1", "#ff9da7", "#9c755f", "#8f8a86",
-)  # fmt: skip
-# In an SVG these colours become the page's own, so that it can be dark or light.
-PAGE_COLOURS = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"}
-STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.facecolor": PAPER,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.unicode_minus": True,
-    "figure.facecolor": PAPER,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "lines.linewidth": 1.6,
-    "lines.solid_capstyle": "round",
-    "svg.fonttype": "none",
-    "image.interpolation": "nearest",
-}
-styled = matplotlib.rc_context(STYLE)
-PNG_DPI = 160
-PANEL = (4.7, 3.1)  # inches; readable both in a phone's column and in half a desktop page
-KHAT_LIMIT = 0.7
-
-
-def new_figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = PANEL, **kwargs: Any):
-    """Return (figure, array of axes (rows, columns)) in the common style."""
-    figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
-
-
-@styled
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure to `path`; the suffix chooses the format (png or svg)."""
-    if Path(path).suffix == ".svg":
-        Path(path).write_text(to_svg(figure, Path(path).stem))
-    else:
-        FigureCanvasAgg(figure).print_figure(path, dpi=PNG_DPI, metadata={"Software": None})
-
-
-def to_svg(figure: Figure, name: str) -> str:
-    """Return the figure as an `<svg>` element to stand in a page.
-
-    Neutral colours are CSS variables (--ink, --muted, --grid, --paper) with the light values as
-    default; ids start with `name`, so that several figures can share a page.
-    """
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        buffer = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        FigureCanvasSVG(figure).print_figure(buffer, format="svg", metadata=nothing)
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
-    for colour, variable in PAGE_COLOURS.items():
-        svg = svg.replace(colour, f"var({variable}, {colour})")
-    return svg.strip()
-
+from pipeline.figures import (
+    BLUE,
+    CATEGORIES,
+    INK,
+    MINUS,
+    MUTED,
+    ORANGE,
+    RED,
+    SMALL_PANEL,
+    first_number,
+    new_figure,
+    note,
+    save,
+    styled,
+)
+from vae.evidence import KHAT_LIMIT
 
 # --- sweep ---------------------------------------------------------------------------------------
 
@@ -116,64 +42,81 @@ def sweep_plot(trials: pd.DataFrame, path: Path, unit: str | None = None) -> Non
 
 @styled
 def sweep_figure(trials: pd.DataFrame, unit: str | None = None) -> Figure:
-    """Validation −log p(x) against latent dimension, one line for each likelihood.
+    """Validation -log p(x) against latent dimension, one line for each likelihood.
 
     Args:
         trials: the columns of trials.csv; rows whose status is not "ok" are counted, not drawn.
         unit: "bits/dim" or "nats"; None takes bits/dim where the trials have it.
 
-    Error bars are ± 1 standard error of the mean across images. Lower is better; a ring marks the
-    best.
+    Error bars are ± 1 standard error of the mean across examples. Lower is better; a ring marks
+    the best.
     """
     figure, ((ax,),) = new_figure(size=(5.2, 3.6))
     if unit is None:
-        unit = "bits/dim" if trials["valid_bits_per_dim"].notna().any() else "nats"
-    if unit == "bits/dim":
-        score, error = trials["valid_bits_per_dim"], trials["valid_bits_per_dim_se"]
-    else:
-        score, error = -trials["valid_log_px"], trials["valid_log_px_se"]
-    shown = trials.assign(score=score.astype(float), error=error.astype(float))
-    shown = shown[(shown["status"] == "ok") & np.isfinite(shown["score"])]
-    if shown.empty:
-        return _note(ax, "Nothing was swept: both axes are pinned in params.yaml.")
-    shown = shown.assign(latent=shown["latent_dim"].astype(str))
-    sizes = sorted(shown["latent"].unique(), key=_first_number)
-    names = sorted(shown["likelihood"].unique())
+        unit = "nats" if trials["valid_bits_per_dim"].isna().to_numpy().all() else "bits/dim"
+    points = _sweep_points(trials, unit)
+    if not points:
+        return note(ax, "Nothing was swept: both axes are pinned in params.yaml.")
+    sizes = sorted({point.latent_dim for point in points}, key=first_number)
+    names = sorted({point.likelihood for point in points})
+    best = min(points, key=lambda point: point.score)
     for index, name in enumerate(names):
-        line = shown[shown["likelihood"] == name].groupby("latent", sort=False)
-        line = line.agg(score=("score", "mean"), error=("error", "max"))
-        line = line.reindex([size for size in sizes if size in line.index])
         shift = (index - (len(names) - 1) / 2) * 0.05  # so that error bars don't hide each other
-        places = np.array([sizes.index(size) for size in line.index]) + shift
-        colour = CATEGORIES[index % len(CATEGORIES)]
+        line = sorted(
+            (point for point in points if point.likelihood == name),
+            key=lambda point: sizes.index(point.latent_dim),
+        )
+        places = [sizes.index(point.latent_dim) + shift for point in line]
+        scores, errors = [point.score for point in line], [point.error for point in line]
         ax.errorbar(
-            places, line["score"], yerr=line["error"].fillna(0.0), marker="o", markersize=4.5,
-            capsize=2.5, elinewidth=1.0, color=colour, label=name,
+            places, scores, yerr=errors, marker="o", markersize=4.5, capsize=2.5, elinewidth=1.0,
+            color=CATEGORIES[index % len(CATEGORIES)], label=name,
         )  # fmt: skip
-    best = shown.loc[shown["score"].idxmin()]
-    index = names.index(best["likelihood"])
-    place = sizes.index(best["latent"]) + (index - (len(names) - 1) / 2) * 0.05
-    ax.plot(place, best["score"], "o", markersize=12, mfc="none", mec=INK, mew=1.2, zorder=5)
-    shortened = f"{best['score']:.3f}" if unit == "bits/dim" else f"{best['score']:.1f}"
-    ax.annotate(
-        f"best {shortened}", (place, best["score"]), (0, -10), textcoords="offset points",
-        ha="center", va="top", fontsize=8, fontweight="bold",
-    )  # fmt: skip
+        if best.likelihood == name:
+            _mark_best(ax, sizes.index(best.latent_dim) + shift, best.score, unit)
     ax.set_xticks(range(len(sizes)), sizes)
     ax.set_xlim(-0.5, len(sizes) - 0.5)
     ax.margins(y=0.16)
     ax.grid(axis="x", visible=False)
-    if shown["score"].min() > 0 and shown["score"].max() > 4 * shown["score"].min():
+    scores = [point.score for point in points]
+    if min(scores) > 0 and max(scores) > 4 * min(scores):
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(ScalarFormatter())
         ax.yaxis.set_minor_formatter(ScalarFormatter())
     ax.set_xlabel("latent dimension")
-    ax.set_ylabel(f"validation −log p(x), {unit} (lower is better)")
-    failed = int((trials["status"] == "failed").sum())
-    if failed:
+    ax.set_ylabel(f"validation {MINUS}log p(x), {unit} (lower is better)")
+    if failed := list(trials["status"]).count("failed"):
         ax.set_title(f"{failed} of {len(trials)} trials failed and are not drawn", color=RED)
     figure.legend(loc="outside lower center", ncols=2 if len(names) > 2 else len(names))
     return figure
+
+
+class _SweepPoint(NamedTuple):
+    latent_dim: str
+    likelihood: str
+    score: float
+    error: float
+
+
+def _sweep_points(trials: pd.DataFrame, unit: str) -> list[_SweepPoint]:
+    score, sign = ("valid_bits_per_dim", 1) if unit == "bits/dim" else ("valid_log_px", -1)
+    return [
+        _SweepPoint(str(latent), str(name), sign * float(value), float(np.nan_to_num(error)))
+        for latent, name, value, error, status in zip(
+            *(trials[key] for key in ("latent_dim", "likelihood", score, f"{score}_se", "status")),
+            strict=True,
+        )
+        if status == "ok" and np.isfinite(float(value))
+    ]
+
+
+def _mark_best(ax: Axes, place: float, score: float, unit: str) -> None:
+    ax.plot(place, score, "o", markersize=12, mfc="none", mec=INK, mew=1.2, zorder=5)
+    words = f"best {score:.3f}" if unit == "bits/dim" else f"best {score:.1f}"
+    ax.annotate(
+        words, (place, score), (0, -10), textcoords="offset points", ha="center", va="top",
+        fontsize=8, fontweight="bold",
+    )  # fmt: skip
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -184,7 +127,7 @@ CURVES = (("elbo", "ELBO"), ("log_px_z", "log p(x|z)"), ("kl", "KL(q(z|x) ‖ p(
 @styled
 def elbo_curves(history: pd.DataFrame) -> Figure:
     """ELBO and its two terms for each epoch (columns of history.csv), train and validation."""
-    figure, axes = new_figure(1, 3, size=(11.0, 3.1))
+    figure, axes = new_figure(1, 3, size=(9.6, 2.8))
     for ax, (column, title) in zip(axes[0], CURVES, strict=True):
         _curve(ax, history, column, title)
     return figure
@@ -192,9 +135,9 @@ def elbo_curves(history: pd.DataFrame) -> Figure:
 
 @styled
 def curve_figure(history: pd.DataFrame, column: str) -> Figure:
-    """One of the three curves of `elbo_curves` by itself; `column` is a key of CURVES."""
-    figure, ((ax,),) = new_figure()
-    _curve(ax, history, column, dict(CURVES)[column])
+    """One of the three curves of `elbo_curves`, without a title; `column` is a key of CURVES."""
+    figure, ((ax,),) = new_figure(size=SMALL_PANEL)
+    _curve(ax, history, column, "")
     return figure
 
 
@@ -230,11 +173,11 @@ def _curve(ax: Axes, history: pd.DataFrame, column: str, title: str) -> None:
 def log_px_figure(log_px: np.ndarray, baseline: np.ndarray | None = None) -> Figure:
     """Histogram of log p(x), (N,) in nats, with the baseline's beside it where it fits."""
     figure, ((ax,),) = new_figure()
-    _log_px_histogram(ax, log_px, baseline)
+    draw_log_px(ax, log_px, baseline)
     return figure
 
 
-def _log_px_histogram(ax: Axes, log_px: np.ndarray, baseline: np.ndarray | None) -> None:
+def draw_log_px(ax: Axes, log_px: np.ndarray, baseline: np.ndarray | None) -> None:
     low, high = float(log_px.min()), float(log_px.max())
     note = ""
     if baseline is not None:
@@ -243,7 +186,7 @@ def _log_px_histogram(ax: Axes, log_px: np.ndarray, baseline: np.ndarray | None)
         high = min(max(high, float(baseline.max())), high + 3 * spread)
         outside = int(((baseline < low) | (baseline > high)).sum())
         note = f" ({outside} beyond the axis)" if outside else ""
-    edges = np.linspace(low, high if high > low else low + 1.0, 41)
+    edges = np.linspace(low, high if high > low else low + 1.0, 41).tolist()
     if baseline is not None:
         ax.hist(baseline, bins=edges, color=MUTED, alpha=0.45, label=f"baseline{note}")
     ax.hist(log_px, bins=edges, color=BLUE, alpha=0.85, label="model")
@@ -257,46 +200,6 @@ def _log_px_histogram(ax: Axes, log_px: np.ndarray, baseline: np.ndarray | None)
 
 
 @styled
-def histogram_with_extremes(
-    log_px: np.ndarray, images: np.ndarray | None, count: int = 10
-) -> Figure:
-    """Histogram of log p(x) and, below it, the `count` worst and best images.
-
-    Args:
-        log_px: (N,), nats.
-        images: (N, H, W) or (N, H, W, 3) in [0, 1], or None for data that are not images.
-        count: images in each row.
-    """
-    if images is None:
-        return log_px_figure(log_px)
-    figure = Figure(figsize=(7.2, 4.9), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.6, 1.0))
-    _log_px_histogram(upper.subplots(), log_px, None)
-    _extremes(lower, log_px, images, count)
-    return figure
-
-
-@styled
-def extremes_figure(log_px: np.ndarray, images: np.ndarray, count: int = 10) -> Figure:
-    """The `count` worst and best images by log p(x), which stands above each, in nats."""
-    figure = Figure(figsize=(7.2, 2.0), layout="constrained")
-    _extremes(figure, log_px, images, count)
-    return figure
-
-
-def _extremes(figure: Any, log_px: np.ndarray, images: np.ndarray, count: int) -> None:
-    count = min(count, len(log_px))
-    axes = figure.subplots(2, count, squeeze=False)
-    order = np.argsort(log_px)
-    chosen = {"worst": order[:count], "best": order[::-1][:count]}
-    for row, (title, indices) in zip(axes, chosen.items(), strict=True):
-        for ax, index in zip(row, indices, strict=True):
-            _show(ax, images[index])
-            ax.set_title(f"{log_px[index]:.0f}", fontsize=7, loc="center", fontweight="normal")
-        row[0].set_ylabel(title, fontsize=8.5)
-
-
-@styled
 def ladder_figure(ladder: Mapping[str, float], elbo: float) -> Figure:
     """Mean importance-sampled bound against K; `ladder` is {K: nats}, `elbo` in nats."""
     figure, ((ax,),) = new_figure()
@@ -304,21 +207,20 @@ def ladder_figure(ladder: Mapping[str, float], elbo: float) -> Figure:
     values = np.array([ladder[key] for key in ladder], dtype=float)
     order = np.argsort(samples)
     samples, values = samples[order], values[order]
-    ax.axhline(elbo, color=MUTED, lw=1.1, ls=(0, (4, 3)), label=f"ELBO {elbo:.2f}")
+    ax.axhline(elbo, color=MUTED, lw=1.1, ls=(0, (4, 3)), label=f"ELBO {_signed(elbo)}")
     ax.plot(samples, values, "o-", color=BLUE, ms=4.5, label="bound from K samples")
     if len(samples) > 1:
         ax.set_xscale("log")
     ax.set_xticks(samples, [f"{k:,}" for k in samples])
     ax.minorticks_off()
-    ax.margins(x=0.12, y=0.2)
-    gain = values[-1] - elbo
+    ax.margins(x=0.12, y=0.28)
     ax.annotate(
-        f"{values[-1]:.2f}\n({gain:+.2f})", (samples[-1], values[-1]), (-6, -8),
-        textcoords="offset points", ha="right", va="top", fontsize=8, fontweight="bold",
+        f"{_signed(values[-1])}\n(ELBO {values[-1] - elbo:+.2f})", (samples[-1], values[-1]),
+        (4, 6), textcoords="offset points", ha="right", va="bottom", fontsize=8, fontweight="bold",
     )  # fmt: skip
     ax.set_xlabel("importance samples K")
     ax.set_ylabel("mean bound on log p(x), nats")
-    ax.legend(loc="lower right" if len(samples) > 1 else "best")
+    ax.legend(loc="upper left")
     return figure
 
 
@@ -327,13 +229,13 @@ def ess_figure(ess: np.ndarray, num_samples: int) -> Figure:
     """Histogram of the effective sample size, (N,), out of `num_samples`, on a log axis."""
     figure, ((ax,),) = new_figure()
     ess = np.clip(ess[np.isfinite(ess)], 1.0, None)
-    edges = np.geomspace(1.0, max(num_samples, 2), 41)
+    edges = np.geomspace(1.0, max(num_samples, 2), 41).tolist()
     ax.hist(ess, bins=edges, color=BLUE, alpha=0.85)
     if len(ess):
         ax.axvline(np.median(ess), color=ORANGE, lw=1.4, label=f"median {np.median(ess):.0f}")
         ax.legend(loc="best")
     ax.set_xscale("log")
-    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     ax.set_xlabel(f"effective sample size out of K = {num_samples:,}")
     ax.set_ylabel("test examples")
     ax.grid(axis="x", visible=False)
@@ -346,8 +248,8 @@ def khat_figure(khat: np.ndarray) -> Figure:
     figure, ((ax,),) = new_figure()
     khat = khat[np.isfinite(khat)]
     if not len(khat):
-        return _note(ax, "khat needs 25 importance samples or more.")
-    edges = np.linspace(min(khat.min(), 0.0), max(khat.max(), KHAT_LIMIT + 0.1), 41)
+        return note(ax, "khat needs 25 importance samples or more.")
+    edges = np.linspace(min(khat.min(), 0.0), max(khat.max(), KHAT_LIMIT + 0.1), 41).tolist()
     ax.hist(khat[khat <= KHAT_LIMIT], bins=edges, color=BLUE, alpha=0.85)
     ax.hist(khat[khat > KHAT_LIMIT], bins=edges, color=RED, alpha=0.85)
     words = f"limit {KHAT_LIMIT}: {np.mean(khat > KHAT_LIMIT):.1%} above"
@@ -356,178 +258,9 @@ def khat_figure(khat: np.ndarray) -> Figure:
     ax.set_xlabel("khat, Pareto shape of the importance weights")
     ax.set_ylabel("test examples")
     ax.grid(axis="x", visible=False)
-    ax.legend(loc="upper left")
+    ax.legend(loc="upper right")
     return figure
 
 
-# --- pictures of the model -----------------------------------------------------------------------
-
-
-@styled
-def image_rows(rows: Sequence[tuple[str, np.ndarray]], title: str = "") -> Figure:
-    """Labelled rows of images; each row is (label, (M, H, W) or (M, H, W, 3) in [0, 1])."""
-    columns = max(len(images) for _, images in rows)
-    height, width = rows[0][1].shape[1:3]
-    scale = 7.2 / columns
-    size = (8.2, max(1.0, len(rows) * scale * height / width + (0.4 if title else 0.1)))
-    figure, axes = new_figure(len(rows), columns, size=size)
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)  # pyright: ignore
-    for row, (label, images) in zip(axes, rows, strict=True):
-        for ax in row[len(images) :]:
-            ax.set_axis_off()
-        for ax, image in zip(row, images, strict=False):
-            _show(ax, image)
-        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8.5)
-    if title:
-        figure.suptitle(title, fontsize=9.5, fontweight="bold", x=0.01, ha="left")
-    return figure
-
-
-@styled
-def image_panels(panels: Sequence[tuple[str, np.ndarray]], columns: int = 8) -> Figure:
-    """Grids of images side by side; each panel is (title, (M, H, W) or (M, H, W, 3) in [0, 1])."""
-    figure, axes = new_figure(1, len(panels), size=(4.2 * len(panels), 4.5))
-    for ax, (title, images) in zip(axes[0], panels, strict=True):
-        _show(ax, mosaic(images, columns))
-        for spine in ax.spines.values():
-            spine.set_visible(False)
-        ax.set_title(title)
-    return figure
-
-
-def mosaic(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
-    """Put (M, H, W[, 3]) images in [0, 1] into one image, `gap` white pixels between them."""
-    rows = -(-len(images) // columns)
-    height, width = images.shape[1:3]
-    shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, *images.shape[3:])
-    canvas = np.ones(shape, dtype=float)
-    for index, image in enumerate(images):
-        top = index // columns * (height + gap)
-        left = index % columns * (width + gap)
-        canvas[top : top + height, left : left + width] = image
-    return canvas
-
-
-@styled
-def latent_figure(
-    points: np.ndarray, labels: Sequence[str] | None, axis_names: tuple[str, str]
-) -> Figure:
-    """Posterior means of the test split, `points` (N, 2), coloured by `labels` where given."""
-    figure, ((ax,),) = new_figure(size=(5.6, 4.6))
-    size = float(np.clip(4000 / len(points), 2, 16))
-    names = sorted(set(labels), key=_first_number) if labels is not None else []
-    if 1 < len(names) <= len(CATEGORIES) * 2:
-        labels_N = np.asarray(labels)
-        for index, name in enumerate(names):
-            chosen = points[labels_N == name]
-            marker = "o" if index < len(CATEGORIES) else "^"
-            colour = CATEGORIES[index % len(CATEGORIES)]
-            ax.scatter(*chosen.T, s=size, color=colour, marker=marker, lw=0, alpha=0.8, label=name)
-        figure.legend(loc="outside right upper", markerscale=1.6, handletextpad=0.2)
-    else:
-        ax.scatter(*points.T, s=size, color=BLUE, lw=0, alpha=0.6)
-    ax.set_xlabel(axis_names[0])
-    ax.set_ylabel(axis_names[1])
-    return figure
-
-
-# --- pictures of tables --------------------------------------------------------------------------
-
-
-@styled
-def table_reconstructions(x: np.ndarray, mean: np.ndarray, names: Sequence[str]) -> Figure:
-    """Each column observed, (N, D), against its reconstruction E[x|z], (N, D), raw units."""
-    figure, panels = _column_panels(len(names))
-    for ax, column, name in panels(names):
-        ax.scatter(x[:, column], mean[:, column], s=5, color=BLUE, alpha=0.5, lw=0)
-        limits = [x[:, column].min(), x[:, column].max()]
-        ax.plot(limits, limits, color=MUTED, lw=0.9, ls=(0, (4, 3)))
-        ax.set_title(name)
-        ax.set_xlabel("observed")
-        ax.set_ylabel("reconstructed")
-    return figure
-
-
-@styled
-def table_samples(x: np.ndarray, samples: np.ndarray, names: Sequence[str]) -> Figure:
-    """Each column's test values, (N, D), and draws from the model, (M, D), as densities."""
-    figure, panels = _column_panels(len(names))
-    for ax, column, name in panels(names):
-        low, high = np.quantile(np.concatenate([x[:, column], samples[:, column]]), [0.002, 0.998])
-        edges = np.linspace(low, high if high > low else low + 1.0, 31)
-        ax.hist(x[:, column], bins=edges, density=True, color=MUTED, alpha=0.5, label="test")
-        ax.hist(
-            samples[:, column], bins=edges, density=True, histtype="step", color=BLUE, lw=1.4,
-            label="model",
-        )  # fmt: skip
-        ax.set_title(name)
-        ax.set_yticks([])
-    figure.axes[0].legend(loc="best")
-    return figure
-
-
-@styled
-def table_traversals(
-    steps: np.ndarray, means: np.ndarray, dimensions: Sequence[int], names: Sequence[str]
-) -> Figure:
-    """How E[x|z] moves with one latent dimension at a time.
-
-    Args:
-        steps: (S,), in standard deviations of the aggregate posterior.
-        means: (L, S, D), in standard deviations of each column.
-        dimensions: the L latent dimensions' numbers.
-        names: the D columns' names.
-    """
-    columns = min(3, len(dimensions))
-    rows = -(-len(dimensions) // columns)
-    figure, axes = new_figure(rows, columns, size=(3.2 * columns, 2.5 * rows + 0.4), sharey=True)
-    strongest = np.argsort(np.ptp(means, axis=1).max(axis=0))[::-1][: len(CATEGORIES)]
-    for ax in axes.flat[len(dimensions) :]:
-        ax.set_axis_off()
-    for ax, dimension, mean in zip(axes.flat, dimensions, means, strict=False):
-        for index, column in enumerate(sorted(strongest)):
-            ax.plot(steps, mean[:, column], color=CATEGORIES[index], lw=1.3, label=names[column])
-        ax.set_title(f"z[{dimension}]")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("E[x|z], standardised")
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
-    return figure
-
-
-def _column_panels(count: int):
-    shown = min(count, 9)
-    columns = min(3, shown)
-    rows = -(-shown // columns)
-    figure, axes = new_figure(rows, columns, size=(2.9 * columns, 2.4 * rows))
-    for ax in axes.flat[shown:]:
-        ax.set_axis_off()
-
-    def panels(names: Sequence[str]):
-        return zip(axes.flat[:shown], range(shown), names, strict=False)
-
-    return figure, panels
-
-
-def _show(ax: Axes, image: np.ndarray) -> None:
-    ax.imshow(np.clip(image, 0.0, 1.0), cmap="gray", vmin=0.0, vmax=1.0)
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.grid(visible=False)
-    for spine in ax.spines.values():
-        spine.set_linewidth(0.4)
-        spine.set_color(GRID)
-        spine.set_visible(True)
-
-
-def _note(ax: Axes, words: str) -> Figure:
-    ax.set_axis_off()
-    ax.text(0.5, 0.5, words, ha="center", va="center", color=MUTED, transform=ax.transAxes)
-    figure = ax.get_figure()
-    assert isinstance(figure, Figure)
-    return figure
-
-
-def _first_number(text: str) -> tuple[float, str]:
-    found = re.search(r"-?\d+(\.\d+)?", str(text))
-    return (float(found.group()) if found else float("inf"), str(text))
+def _signed(value: float) -> str:
+    return f"{value:.2f}".replace("-", MINUS)

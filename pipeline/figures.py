@@ -1,0 +1,116 @@
+"""How every figure looks, and how it becomes a file or a part of a page.
+
+Nothing here touches pyplot or any other global state.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+INK, MUTED, GRID, PAPER = "#20262e", "#68727f", "#e3e7ec", "#ffffff"
+BLUE, ORANGE, GREEN, RED = "#2f6f9f", "#d9772b", "#4c8c57", "#c0453f"
+CATEGORIES = (
+    "#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f",
+    "#d9b62f", "#b07aa1", "#ff9da7", "#9c755f", "#8f8a86",
+)  # fmt: skip
+# In an SVG these colours become the page's own, so that it can be dark or light.
+PAGE_COLOURS = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"}
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.facecolor": PAPER,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.unicode_minus": True,
+    "figure.facecolor": PAPER,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+    "svg.fonttype": "none",
+    "image.interpolation": "nearest",
+}
+MINUS = "\N{MINUS SIGN}"
+styled = matplotlib.rc_context(STYLE)  # pyright: ignore[reportArgumentType]
+PNG_DPI = 200
+PANEL = (4.7, 3.1)  # inches; readable both in a phone's column and in half a desktop page
+SMALL_PANEL = (3.7, 2.8)  # the same in a third of it
+
+
+def new_figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = PANEL, **kwargs: Any):
+    """Return (figure, array of axes (rows, columns)) in the common style."""
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+@styled
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure to `path`; the suffix chooses the format (png or svg)."""
+    if Path(path).suffix == ".svg":
+        Path(path).write_text(to_svg(figure, Path(path).stem))
+    else:
+        FigureCanvasAgg(figure).print_figure(path, dpi=PNG_DPI, metadata={"Software": None})
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """Return the figure as an `<svg>` element to stand in a page.
+
+    Neutral colours are CSS variables (--ink, --muted, --grid, --paper) with the light values as
+    default; ids start with `name`, so that several figures can share a page.
+    """
+    style: Any = {**STYLE, "svg.hashsalt": name}
+    with matplotlib.rc_context(style):
+        buffer = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        FigureCanvasSVG(figure).print_figure(buffer, format="svg", metadata=nothing)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
+    for colour, variable in PAGE_COLOURS.items():
+        svg = svg.replace(colour, f"var({variable}, {colour})")
+    return svg.strip()
+
+
+def note(ax: Axes, words: str) -> Figure:
+    """Say in words what there is not to draw."""
+    ax.set_axis_off()
+    ax.text(0.5, 0.5, words, ha="center", va="center", color=MUTED, transform=ax.transAxes)
+    figure = ax.get_figure()
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def first_number(text: str) -> tuple[float, str]:
+    """Sorting key by which "2" comes before "16"."""
+    found = re.search(r"-?\d+(\.\d+)?", str(text))
+    return (float(found.group()) if found else float("inf"), str(text))

@@ -1,0 +1,370 @@
+"""The report's parts: each takes the inputs and returns what the template shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from pipeline import plots
+from pipeline import report_words as text
+from pipeline.figures import to_svg
+from pipeline.report_inputs import Inputs
+
+PICTURES = {
+    "reconstructions.png": (
+        "Reconstructions",
+        "Test examples, the mean of p(x|z) at their encoder's posterior mean, and a draw from it.",
+    ),
+    "extremes.png": (
+        "Least and most likely",
+        "The test examples with the lowest and the highest log p(x), which stands above each, in "
+        "nats.",
+    ),
+    "samples.png": (
+        "Samples from the prior",
+        "z from p(z): the mean of p(x|z), and a draw of x from it, noise included.",
+    ),
+    "traversals.png": (
+        "Latent traversals",
+        "One latent dimension at a time, 3 standard deviations of the aggregate posterior to each "
+        "side of one test example; the dimensions that vary most over the test split.",
+    ),
+}
+LATENT_PICTURES = {
+    "activity.png": (
+        "Activity of the latent dimensions",
+        "A dimension whose posterior mean hardly varies with x follows the prior and tells "
+        "nothing about x.",
+    ),
+    "latent_space.png": (
+        "Latent space",
+        "Posterior means of the test split, coloured by a label that the model never saw.",
+    ),
+}
+KHAT_TOLERATED = 0.1  # share of the examples; above it the registry's gate stays shut
+
+
+def verdict(inputs: Inputs) -> str:
+    """The page's first sentence: what the model is, how good it is, and by how many errors."""
+    metrics, register = inputs.metrics, inputs.register
+    name = register.get("model_name", "this model")
+    number_ = register.get("version")
+    which = name if number_ is None else f"{name}, version {number_},"
+    if register.get("alias") == "champion":
+        start = f"{which} is the champion"
+    elif number_ is not None:
+        start = f"{which} is a challenger, not the champion"
+    else:
+        start = f"{which} is not registered"
+    score = f"log p(x) = {text.nats(metrics['log_px'], metrics['log_px_se'])} nats"
+    if metrics["bits_per_dim"] is not None:
+        score += f" ({text.bits(metrics['bits_per_dim'], metrics['bits_per_dim_se'])} bits/dim)"
+    base = metrics["baseline"]
+    direction = "better" if base["gain"] >= 0 else "worse"
+    compared = (
+        f"{text.number(abs(base['gain']), 1)} nats {direction} than {base['name']}"
+        f", {text.number(abs(base['gain_in_se']), 1)} standard errors of the paired difference"
+    )
+    return f"{start}: {score} on {metrics['num_examples']:,} test examples, {compared}."
+
+
+def warning(inputs: Inputs) -> str:
+    """What forbids trust in the figures, or nothing."""
+    bad = inputs.metrics["khat_bad_fraction"]
+    if bad is None or bad <= KHAT_TOLERATED:
+        return ""
+    return (
+        f"Not to be trusted as exact: khat exceeds 0.7 on {bad:.1%} of the test examples. There a "
+        "few draws carry the estimate, its Monte-Carlo error is understated, and more samples "
+        "would still raise it. It remains a lower bound in expectation."
+    )
+
+
+def badge(register: dict[str, Any]) -> str:
+    if register.get("version") is None:
+        return "not registered"
+    return f"{register.get('alias') or 'registered'} · version {register['version']}"
+
+
+def pictures(inputs: Inputs, named: dict[str, tuple[str, str]]) -> list[dict[str, str]]:
+    return [
+        {"title": title, "caption": caption, "svg": "", "uri": inputs.pictures[name]}
+        for name, (title, caption) in named.items()
+        if name in inputs.pictures
+    ]
+
+
+def tiles(inputs: Inputs) -> list[dict[str, Any]]:
+    metrics = inputs.metrics
+    base, bad = metrics["baseline"], metrics["khat_bad_fraction"]
+    tiles = [("log p(x), nats", metrics["log_px"], metrics["log_px_se"], 2)]
+    if metrics["bits_per_dim"] is not None:
+        tiles.append(("bits/dim", metrics["bits_per_dim"], metrics["bits_per_dim_se"], 4))
+    tiles.append(("nats better than the baseline", base["gain"], base["gain_se"], 2))
+    shown = [
+        {"words": words, "value": text.number(value, digits), "error": text.number(error, digits)}
+        for words, value, error, digits in tiles
+    ]
+    active = f"{metrics['active_units']} of {metrics['latent_dim']}"
+    monte_carlo = text.number(metrics["log_px_mc_se"], 3)
+    return [
+        *({**tile, "bad": False} for tile in shown),
+        {"words": "active latent dimensions", "value": active, "error": "", "bad": False},
+        {"words": "Monte-Carlo error, nats", "value": monte_carlo, "error": "", "bad": False},
+        {
+            "words": "examples with khat > 0.7",
+            "value": text.percent(bad),
+            "error": "",
+            "bad": bad is not None and bad > KHAT_TOLERATED,
+        },
+    ]
+
+
+def sweep_section(inputs: Inputs) -> dict[str, Any]:
+    trials, unit = inputs.trials, inputs.unit
+    if unit == "bits/dim":
+        score, error, digits = trials["valid_bits_per_dim"], trials["valid_bits_per_dim_se"], 3
+    else:
+        score, error, digits = -trials["valid_log_px"], trials["valid_log_px_se"], 1
+    shown = trials.assign(score=score, score_se=error).sort_values("score", na_position="last")
+    chosen = inputs.best["model"]
+    rows = [
+        {
+            "latent": row["latent_dim"],
+            "likelihood": row["likelihood"],
+            "score": f"{text.number(row['score'], digits)} ± {text.number(row['score_se'], digits)}"
+            if row["status"] == "ok"
+            else row["status"],
+            "elbo": text.number(row["valid_elbo"], 1),
+            "khat": text.percent(row["khat_bad_fraction"]),
+            "best": str(row["trial_id"]) == str(inputs.best.get("trial_id")),
+        }
+        for row in _records(shown)
+    ]
+    failures = [
+        f"{row['likelihood']}, latent dimension {row['latent_dim']}: {row['error']}"
+        for row in _records(trials)
+        if row["status"] == "failed"
+    ]
+    samples = trials["num_samples"].dropna()
+    if len(samples):
+        words = (
+            f"{len(trials)} trials, ranked by the importance-sampled log p(x) of the validation "
+            f"split (K = {int(samples.iloc[0]):,}) in one unit for all likelihoods; chosen: "
+            f"{chosen['likelihood']}, latent dimension {text.size(chosen['latent_dim'])}."
+        )
+    else:
+        words = (
+            "Nothing was swept: params.yaml pins the likelihood to "
+            f"{chosen['likelihood']} and the latent dimension to {text.size(chosen['latent_dim'])}."
+        )
+    figure = _drawing(
+        plots.sweep_figure(trials, unit),
+        "sweep",
+        "Latent dimension by likelihood",
+        "Bars: 1 standard error of the mean across validation examples. The same examples score "
+        "every trial, so differences between trials are surer than the bars suggest.",
+    )
+    return {"words": words, "unit": unit, "rows": rows, "failures": failures, "figure": figure}
+
+
+def training_section(inputs: Inputs) -> dict[str, Any]:
+    facts = inputs.train_metrics
+    words = (
+        f"{facts['epochs']} epochs in {text.duration(facts['seconds'])} on {facts['num_workers']} "
+        f"data-parallel worker{'s' if facts['num_workers'] != 1 else ''} "
+        f"({facts['images_per_s']:,.0f} examples/s); the weights of epoch {facts['best_epoch']} "
+        f"are kept: validation ELBO {text.number(facts['valid_elbo'], 2)} nats."
+    )
+    figures = [
+        _drawing(plots.curve_figure(inputs.history, column), f"curve-{column}", title)
+        for column, title in plots.CURVES
+    ]
+    return {"words": words, "figures": figures}
+
+
+def evidence_section(inputs: Inputs) -> dict[str, Any]:
+    metrics, examples = inputs.metrics, inputs.examples
+    samples = metrics["num_samples"]
+    words = (
+        f"log p(x) is estimated by importance sampling with K = {samples:,} draws from the encoder "
+        "for each example; in expectation it is a lower bound. Two errors, never mixed: that of "
+        f"the mean across examples ({text.number(metrics['log_px_se'], 2)} nats) and the "
+        f"Monte-Carlo error of the mean ({text.number(metrics['log_px_mc_se'], 3)} nats)."
+    )
+    baseline = examples["baseline_log_px"].to_numpy()
+    figures = [
+        _drawing(
+            plots.log_px_figure(examples["log_px"].to_numpy(), baseline),
+            "log-px",
+            "log p(x) of the test examples",
+            f"The baseline is {metrics['baseline']['name']}.",
+        ),
+        _drawing(
+            plots.ladder_figure(metrics["ladder"], metrics["elbo"]),
+            "ladder",
+            "What the bound gains with K",
+            f"The ELBO loses {text.number(metrics['posterior_gap'], 2)} nats to the encoder: the "
+            "posterior gap, KL(q(z|x) ‖ p(z|x)) as far as K samples can tell.",
+        ),
+        _drawing(
+            plots.ess_figure(examples["ess"].to_numpy(), samples),
+            "ess",
+            "Effective sample size",
+            "How many of the K draws carry the estimate.",
+        ),
+        _drawing(
+            plots.khat_figure(examples["khat"].to_numpy()),
+            "khat",
+            "Tail of the importance weights",
+            "Above 0.7 an estimate and its error are not to be trusted: too few draws, "
+            "or an encoder too narrow.",
+        ),
+    ]
+    rows = [
+        ("log p(x)", text.nats_of(metrics), "nats, ± SE across examples"),
+        ("ELBO", text.number(metrics["elbo"], 2), "nats"),
+        ("log p(x|z)", text.number(metrics["log_px_z"], 2), "nats (minus the distortion)"),
+        ("KL(q(z|x) ‖ p(z))", text.number(metrics["kl"], 2), "nats (the rate)"),
+        ("posterior gap", text.number(metrics["posterior_gap"], 3), "nats"),
+        ("effective sample size", text.number(metrics["ess_median"], 0), f"median, of {samples:,}"),
+        ("khat", text.number(metrics["khat_median"], 2), "median"),
+    ]
+    if metrics["bits_per_dim"] is not None:
+        found = text.bits(metrics["bits_per_dim"], metrics["bits_per_dim_se"])
+        rows.insert(1, ("bits/dim", found, "± SE across examples"))
+    compared = metrics.get("baselines") or {"baseline": metrics["baseline"]}
+    baselines = [
+        {
+            "name": base["name"],
+            "log_px": text.number(base["log_px"], 2),
+            "bits": text.number(base["bits_per_dim"], 4),
+            "gain": text.gain(base),
+            "gain_in_se": text.number(base["gain_in_se"], 1),
+        }
+        for base in compared.values()
+    ]
+    return {
+        "words": words,
+        "figures": figures,
+        "rows": rows,
+        "baselines": baselines,
+        "bits": metrics["bits_per_dim"] is not None,
+    }
+
+
+def collapse_section(inputs: Inputs) -> dict[str, str]:
+    metrics = inputs.metrics
+    words = metrics["collapse"]
+    note = (
+        "A dimension is active where the variance over the test split of its posterior mean "
+        f"exceeds 0.01. The KL is {text.number(metrics['kl'], 2)} nats: what z tells about x."
+    )
+    return {"words": f"{words[:1].upper()}{words[1:].rstrip('.')}.", "note": note}
+
+
+def selfcheck_section(selfcheck: dict[str, Any]) -> dict[str, Any]:
+    checks = [
+        {
+            **check,
+            **{key: text.plain(check.get(key)) for key in ("expected", "found", "tolerance")},
+        }
+        for check in selfcheck["checks"]
+    ]
+    passed = sum(bool(check["passed"]) for check in checks)
+    words = (
+        f"{passed} of {len(checks)} checks passed: before anything was trained, the estimators "
+        "were compared with exact answers on linear-Gaussian models."
+    )
+    return {"passed": bool(selfcheck["passed"]), "words": words, "checks": checks}
+
+
+def card_section(inputs: Inputs) -> list[dict[str, Any]]:
+    meta, model, objective = inputs.meta, inputs.best["model"], inputs.best["objective"]
+    counts = meta.get("counts") or {}
+    data = [
+        ("data set", meta["dataset"]),
+        ("source", meta.get("source", meta["dataset"])),
+        ("space", text.space(meta)),
+        ("shape", " by ".join(str(size) for size in meta["data_shape"])),
+        (
+            "examples",
+            ", ".join(f"{text.split_name(name)} {count:,}" for name, count in counts.items()),
+        ),
+        ("content hash", meta["hash"]),
+    ]
+    architecture = [
+        ("observation model p(x|z)", model["likelihood"]),
+        ("latent dimension", text.size(model["latent_dim"])),
+        ("network", text.network(model)),
+        ("posterior q(z|x)", model.get("posterior")),
+        ("prior p(z)", model.get("prior")),
+        ("objective", text.objective(objective)),
+        ("smallest scale", model.get("min_scale")),
+    ]
+    unit = "nats per example" if inputs.metrics["bits_per_dim"] is None else "bits/dim and nats"
+    architecture.append(("reported in", unit))
+    if repeated := meta.get("repeated_columns"):
+        names = ", ".join(str(name) for name in repeated)
+        data.append(("columns with repeated values", f"{names}: a density can spike there"))
+    return [
+        {"title": "Data", "rows": [row for row in data if row[1] not in (None, "")]},
+        {"title": "Model", "rows": [row for row in architecture if row[1] is not None]},
+    ]
+
+
+def loading(inputs: Inputs) -> str:
+    register = inputs.register
+    name = register.get("model_name", "MODEL")
+    place = register.get("alias")
+    uri = f"models:/{name}@{place}" if place else f"models:/{name}/{register.get('version', 1)}"
+    address = register.get("tracking_uri")
+    lines = ["import mlflow", ""]
+    if address:
+        lines.append(f'mlflow.set_tracking_uri("{address}")')
+    lines += [
+        f'model = mlflow.pyfunc.load_model("{uri}")',
+        'model.predict(x, params={"task": "score"})',
+    ]
+    return "\n".join(lines)
+
+
+def limits(inputs: Inputs) -> list[str]:
+    limits = [
+        "log p(x) is a lower bound in expectation; it is exact only where the encoder's posterior "
+        "is. khat says for which examples the estimate should not be trusted.",
+        "Errors across examples cover the choice of test examples, not of the training run: one "
+        "seed was trained.",
+        "Likelihood alone is a weak detector of out-of-distribution data: simpler data than the "
+        "training set's often score higher.",
+        f"Figures hold for {inputs.meta['space']} data prepared in the same way; log-likelihoods "
+        "of another space or measure are not comparable.",
+    ]
+    return limits
+
+
+def provenance(inputs: Inputs) -> list[tuple[str, Any]]:
+    register = inputs.register
+    rows: list[tuple[str, Any]] = [
+        ("data hash", inputs.meta["hash"]),
+        ("weights hash", register.get("weights_hash")),
+        ("git commit", register.get("git_commit")),
+        ("sweep run", inputs.sweep_run.get("name")),
+        ("training run", inputs.train_run.get("name")),
+        ("training's stage hash", inputs.train_run.get("stage_hash")),
+        ("trained until", text.moment(inputs.train_run.get("finished"))),
+        ("MLflow run", register.get("run_id")),
+        ("MLflow store", register.get("tracking_uri")),
+        ("versions", ", ".join(text.versions("tightbound", "torch", "ray", "mlflow", "dvc"))),
+    ]
+    return [row for row in rows if row[1]]
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [dict(zip(table.columns, row, strict=True)) for row in table.itertuples(index=False)]
+
+
+def _drawing(figure: Figure, name: str, title: str, caption: str = "") -> dict[str, str]:
+    return {"title": title, "caption": caption, "svg": to_svg(figure, name)}
