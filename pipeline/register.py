@@ -13,18 +13,23 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from pipeline import tracking
-from pipeline.gate import CHAMPION, Comparison, Decision, Situation, decide, paired_gain
+from pipeline.champion import (
+    EvidenceSettings,
+    NotComparable,
+    compare,
+    keep_evidence,
+    measure,
+    seen_ids,
+)
+from pipeline.gate import CHAMPION, Decision, Situation, decide
 from pipeline.params import Params, load_params
 from pipeline.prepared import Meta, load_meta, load_split
 from pipeline.registry import TAKEN_BACK_TAG, WEIGHTS_TAG, Registry, Version
@@ -32,7 +37,6 @@ from pipeline.stage import UserError, read_json, run_stage, say, write_json
 from pipeline.store import Store, Unreachable, git_commit
 
 EXPERIMENT_VARIABLE = "DVC_EXP_NAME"  # set by `dvc exp run`, in the workspace, --temp and --queue
-EVIDENCE, SEEN = "evidence", "evidence/seen.parquet"
 EXAMPLES = 2
 
 
@@ -80,14 +84,14 @@ def _register(params: Params, paths: Paths, store: Store, ensure: bool) -> dict[
     evidence = dict(zip(table["id"].astype(str), table["log_px"], strict=True))
     settings = EvidenceSettings(meta.hash, metrics["num_samples"], params.evaluate.seed)
     home = version.run_id if store.is_active(version.run_id) else run_id
-    _keep_evidence(store, home, settings, evidence, _seen_ids(paths.prepared))
+    keep_evidence(store, home, settings, evidence, seen_ids(paths.prepared))
 
     champion = registry.alias(CHAMPION)
     comparison, why_not = None, None
     if champion is not None and champion != version.number:
         holder = next(v for v in registry.versions() if v.number == champion)
         try:
-            comparison = _compare(registry, holder, version, evidence, settings, paths.prepared)
+            comparison = compare(registry, holder, version, evidence, settings, paths.prepared)
         except NotComparable as reason:
             why_not = str(reason)
     decision = decide(
@@ -114,6 +118,7 @@ def _register(params: Params, paths: Paths, store: Store, ensure: bool) -> dict[
         "gain_se": comparison and comparison.gain_se,
         "num_pairs": comparison and comparison.num_examples,
         "compared_with": champion if comparison else None,
+        "champion": registry.alias(CHAMPION),
         "looks": looks,
         "log_px": metrics["log_px"],
         "bits_per_dim": metrics["bits_per_dim"],
@@ -169,121 +174,6 @@ def _tags(meta: Meta, metrics: Mapping[str, Any], config: Mapping[str, Any]) -> 
     return {key: str(value) for key, value in tags.items() if value is not None}
 
 
-def measure(meta: Meta) -> str:
-    """What log p(x) is a density of; figures of different measures are never compared."""
-    shape = "x".join(map(str, meta.data_shape))
-    return " ".join(filter(None, (meta.space, meta.binarization, shape)))
-
-
-class NotComparable(Exception):  # noqa: N818
-    """Why two models' log p(x) can't be compared."""
-
-
-@dataclass(frozen=True)
-class EvidenceSettings:
-    """What per-example log p(x) depends on besides the model."""
-
-    data_hash: str
-    num_samples: int
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{EVIDENCE}/{self.data_hash[:16]}-k{self.num_samples}-seed{self.seed}.parquet"
-
-
-def _compare(
-    registry: Registry,
-    champion: Version,
-    version: Version,
-    evidence: Mapping[str, float],
-    settings: EvidenceSettings,
-    prepared: Path,
-) -> Comparison:
-    """The paired gain over the champion, on test examples that neither was trained on."""
-    theirs, ours = champion.tags.get("measure"), version.tags.get("measure")
-    if theirs != ours:
-        raise NotComparable(f"it models {theirs or 'unknown data'}, this one {ours}")
-    seen: set[str] = set()
-    with tempfile.TemporaryDirectory() as folder:
-        if champion.tags.get("data_hash") != settings.data_hash:
-            table = _stored(registry.store, champion.run_id, SEEN, folder)
-            if table is None:
-                raise NotComparable("the data changed, and its own training split isn't known")
-            seen = set(table["id"])
-        stored = _stored(registry.store, champion.run_id, settings.name, folder)
-        if stored is not None:
-            known = dict(zip(stored["id"], stored["log_px"], strict=True))
-        else:
-            known = _score_champion(registry, champion, settings, prepared, Path(folder))
-    try:
-        return paired_gain(evidence, known, leave_out=seen)
-    except ValueError as error:
-        raise NotComparable(str(error)) from error
-
-
-def _score_champion(
-    registry: Registry,
-    champion: Version,
-    settings: EvidenceSettings,
-    prepared: Path,
-    folder: Path,
-) -> dict[str, float]:
-    """The champion's log p(x) on the test split, with the same K and seed; kept with its run."""
-    from pipeline.evaluate import score_split
-    from vae.checkpoint import CheckpointError, load
-
-    say(f"register   scores champion version {champion.number} on this test split")
-    test = load_split(prepared, "test")
-    try:
-        model = load(registry.download(champion.number, folder))
-        x = torch.tensor(test.x)  # a copy: what Parquet gives is read-only
-        found = score_split(model, x, settings.num_samples, settings.seed)
-    except (CheckpointError, ValueError, RuntimeError, Unreachable) as error:
-        raise NotComparable(f"it could not be evaluated by this code ({error})") from error
-    evidence = dict(zip(test.id.astype(str), found.log_px.tolist(), strict=True))
-    with suppress(Unreachable):  # its run may have been deleted
-        _keep_evidence(registry.store, champion.run_id, settings, evidence)
-    return evidence
-
-
-def _keep_evidence(
-    store: Store,
-    run_id: str,
-    settings: EvidenceSettings,
-    evidence: Mapping[str, float],
-    seen: list[str] | None = None,
-) -> None:
-    """Store per-example log p(x), and the ids of training and validation, with the model's run."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / Path(settings.name).name
-        table = pd.DataFrame({"id": list(evidence), "log_px": list(evidence.values())})
-        table.to_parquet(path, index=False)
-        files = {settings.name: path}
-        if seen is not None:
-            files[SEEN] = Path(folder) / Path(SEEN).name
-            pd.DataFrame({"id": seen}).to_parquet(files[SEEN], index=False)
-        store.log_files(run_id, files)
-
-
-def _stored(store: Store, run_id: str, name: str, folder: str) -> pd.DataFrame | None:
-    """A table that was stored with a run, if it is there."""
-    try:
-        with store.failures():
-            there = [entry.path for entry in store.client.list_artifacts(run_id, EVIDENCE)]
-            if name not in there:
-                return None
-            return pd.read_parquet(store.client.download_artifacts(run_id, name, folder))
-    except Unreachable:
-        return None
-
-
-def _seen_ids(prepared: Path) -> list[str]:
-    """Ids of the examples that the model was trained or selected on."""
-    parts = [pd.read_parquet(prepared / split, columns=["id"]) for split in ("train", "valid")]
-    return pd.concat(parts)["id"].astype(str).tolist()
-
-
 def _taken_back(version: Version, params: Params, ensure: bool) -> str | None:
     """How a person took the alias from this version; asking again by `true` lifts that."""
     if params.register.promote is True and not ensure:
@@ -331,9 +221,9 @@ def _check_weights(model: Path, expected: str) -> None:
         )
 
 
-def tell(result: Mapping[str, Any], champion: int | None) -> None:
+def tell(result: Mapping[str, Any]) -> None:
     """The outcome, for people."""
-    name, version = result["model_name"], result["version"]
+    name, version, champion = (result[key] for key in ("model_name", "version", "champion"))
     say(f"register   {name} version {version}: {result['verdict']}; {'; '.join(result['reasons'])}")
     if champion != version:
         who = "there is no champion" if champion is None else f"the champion is version {champion}"
@@ -361,8 +251,7 @@ def main() -> None:
     result = register(params, Paths(**given), ensure=ensure)
     if not ensure:
         write_json(out, result)
-    store = tracking.open_store(params)
-    tell(result, Registry(store, result["model_name"]).alias(CHAMPION))
+    tell(result)
 
 
 if __name__ == "__main__":

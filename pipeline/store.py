@@ -123,14 +123,15 @@ class Store:
 
     @contextmanager
     def failures(self) -> Iterator[None]:
-        """Turn what MLflow, its HTTP client and its database raise into `Unreachable`."""
+        """Turn what MLflow, its HTTP client, database and files raise into `Unreachable`."""
         import requests
         import sqlalchemy.exc
 
         mlflow_error = import_mlflow().exceptions.MlflowException
+        foreign = (mlflow_error, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError)
         try:
             yield
-        except (mlflow_error, requests.RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
+        except foreign as error:
             raise Unreachable(_reason(error)) from error
 
     def run(

@@ -290,7 +290,11 @@ def _safely(params: Params, send: Callable[[Store], str]) -> str | None:
         return send(_store(address, params.tracking.experiment))
     except Unreachable as error:
         _warn(address, str(error))
-        return None
+    except UserError:
+        raise
+    except Exception as error:  # such as an artifact store's own; it must never fail a training
+        _warn(address, f"{type(error).__name__}: {error}")
+    return None
 
 
 @cache

@@ -210,7 +210,7 @@ def test_samples_are_seeded_grey_images_with_the_models_mean(served: Any, packed
     assert (np.abs(many.mean(0) - expected) < 5 * error).all()
 
 
-def direct(folder: Path, **changes: Any) -> ScoredVAE:
+def direct(folder: Path, **changes: Any) -> Any:
     """The pyfunc around any model, as MLflow sets it up."""
     torch.manual_seed(0)
     defaults: dict[str, Any] = {"data_shape": (3,), "space": "continuous", "latent_dim": 2}

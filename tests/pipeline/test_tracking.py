@@ -232,6 +232,19 @@ def test_a_store_that_is_down_costs_one_warning(capsys: pytest.CaptureFixture[st
         tracking.sync(params, **paths)
 
 
+def test_an_artifact_folder_that_takes_nothing_costs_one_warning(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "mlartifacts").write_text("a file where the folder should be")
+    assert tracking.mirror_sweep(builders.params(), Path("sweep")) is None
+    warnings = capsys.readouterr().err.strip().splitlines()
+    assert len(warnings) == 1
+    assert "mlartifacts" in warnings[0]
+    (project / "mlartifacts").unlink()
+    paths = {name: Path(name) for name in ("sweep", "model", "train", "evaluate")}
+    assert tracking.sync(builders.params(), **paths) == ["sweep", "training", "evaluation"]
+
+
 def test_a_store_that_hangs_delays_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

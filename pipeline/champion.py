@@ -1,0 +1,140 @@
+"""Champion and challenger on the same test examples: per-example log p(x), stored or estimated.
+
+Each model's run keeps its per-example log p(x) (by data hash, K and seed) and the ids of the
+examples that it was trained or selected on, so that a later model is compared without estimating
+the champion's again, and never on what the champion has seen.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from pipeline.gate import Comparison, paired_gain
+from pipeline.prepared import Meta, load_split
+from pipeline.registry import Registry, Version
+from pipeline.stage import say
+from pipeline.store import Store, Unreachable
+
+EVIDENCE, SEEN = "evidence", "evidence/seen.parquet"
+
+
+def measure(meta: Meta) -> str:
+    """What log p(x) is a density of; figures of different measures are never compared."""
+    shape = "x".join(map(str, meta.data_shape))
+    return " ".join(filter(None, (meta.space, meta.binarization, shape)))
+
+
+class NotComparable(Exception):  # noqa: N818
+    """Why two models' log p(x) can't be compared."""
+
+
+@dataclass(frozen=True)
+class EvidenceSettings:
+    """What per-example log p(x) depends on besides the model."""
+
+    data_hash: str
+    num_samples: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{EVIDENCE}/{self.data_hash[:16]}-k{self.num_samples}-seed{self.seed}.parquet"
+
+
+def compare(
+    registry: Registry,
+    champion: Version,
+    version: Version,
+    evidence: Mapping[str, float],
+    settings: EvidenceSettings,
+    prepared: Path,
+) -> Comparison:
+    """The paired gain over the champion, on test examples that neither was trained on."""
+    theirs, ours = champion.tags.get("measure"), version.tags.get("measure")
+    if theirs != ours:
+        raise NotComparable(f"it models {theirs or 'unknown data'}, this one {ours}")
+    seen: set[str] = set()
+    with tempfile.TemporaryDirectory() as folder:
+        if champion.tags.get("data_hash") != settings.data_hash:
+            table = _stored(registry.store, champion.run_id, SEEN, folder)
+            if table is None:
+                raise NotComparable("the data changed, and its own training split isn't known")
+            seen = set(table["id"])
+        stored = _stored(registry.store, champion.run_id, settings.name, folder)
+        if stored is not None:
+            known = dict(zip(stored["id"], stored["log_px"], strict=True))
+        else:
+            known = _score_champion(registry, champion, settings, prepared, Path(folder))
+    try:
+        return paired_gain(evidence, known, leave_out=seen)
+    except ValueError as error:
+        raise NotComparable(str(error)) from error
+
+
+def _score_champion(
+    registry: Registry,
+    champion: Version,
+    settings: EvidenceSettings,
+    prepared: Path,
+    folder: Path,
+) -> dict[str, float]:
+    """The champion's log p(x) on the test split, with the same K and seed; kept with its run."""
+    from pipeline.evaluate import score_split
+    from vae.checkpoint import CheckpointError, load
+
+    say(f"register   scores champion version {champion.number} on this test split")
+    test = load_split(prepared, "test")
+    try:
+        model = load(registry.download(champion.number, folder))
+        x = torch.tensor(test.x)  # a copy: what Parquet gives is read-only
+        found = score_split(model, x, settings.num_samples, settings.seed)
+    except (CheckpointError, ValueError, RuntimeError, Unreachable) as error:
+        raise NotComparable(f"it could not be evaluated by this code ({error})") from error
+    evidence = dict(zip(test.id.astype(str), found.log_px.tolist(), strict=True))
+    with suppress(Unreachable):  # its run may have been deleted
+        keep_evidence(registry.store, champion.run_id, settings, evidence)
+    return evidence
+
+
+def keep_evidence(
+    store: Store,
+    run_id: str,
+    settings: EvidenceSettings,
+    evidence: Mapping[str, float],
+    seen: list[str] | None = None,
+) -> None:
+    """Store per-example log p(x), and the ids of training and validation, with the model's run."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / Path(settings.name).name
+        table = pd.DataFrame({"id": list(evidence), "log_px": list(evidence.values())})
+        table.to_parquet(path, index=False)
+        files = {settings.name: path}
+        if seen is not None:
+            files[SEEN] = Path(folder) / Path(SEEN).name
+            pd.DataFrame({"id": seen}).to_parquet(files[SEEN], index=False)
+        store.log_files(run_id, files)
+
+
+def _stored(store: Store, run_id: str, name: str, folder: str) -> pd.DataFrame | None:
+    """A table that was stored with a run, if it is there."""
+    try:
+        with store.failures():
+            there = [entry.path for entry in store.client.list_artifacts(run_id, EVIDENCE)]
+            if name not in there:
+                return None
+            return pd.read_parquet(store.client.download_artifacts(run_id, name, folder))
+    except Unreachable:
+        return None
+
+
+def seen_ids(prepared: Path) -> list[str]:
+    """Ids of the examples that the model was trained or selected on."""
+    parts = [pd.read_parquet(prepared / split, columns=["id"]) for split in ("train", "valid")]
+    return pd.concat(parts)["id"].astype(str).tolist()
