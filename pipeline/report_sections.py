@@ -40,8 +40,15 @@ LATENT_PICTURES = {
     ),
     "latent_space.png": (
         "Latent space",
-        "Posterior means of the test split, coloured by a label that the model never saw.",
+        "Posterior means of the test split; colours are labels, which the model never saw.",
     ),
+}
+TABLE_CAPTIONS = {
+    "reconstructions.png": "Each column of the test rows against the mean of p(x|z) at their "
+    "encoder's posterior mean.",
+    "samples.png": "Each column of the test rows, and of as many rows drawn from the model.",
+    "traversals.png": "The mean of p(x|z), in standard deviations of each column, as one latent "
+    "dimension moves by 3 standard deviations of the aggregate posterior to each side.",
 }
 KHAT_TOLERATED = 0.1  # share of the examples; above it the registry's gate stays shut
 
@@ -89,8 +96,14 @@ def badge(register: dict[str, Any]) -> str:
 
 
 def pictures(inputs: Inputs, named: dict[str, tuple[str, str]]) -> list[dict[str, str]]:
+    captions = TABLE_CAPTIONS if len(inputs.meta["data_shape"]) == 1 else {}
     return [
-        {"title": title, "caption": caption, "svg": "", "uri": inputs.pictures[name]}
+        {
+            "title": title,
+            "caption": captions.get(name, caption),
+            "svg": "",
+            "uri": inputs.pictures[name],
+        }
         for name, (title, caption) in named.items()
         if name in inputs.pictures
     ]
