@@ -51,7 +51,7 @@ COLUMNS = [
 class Axes:
     """The swept values; an axis that params.model pins has one."""
 
-    latent_dim: list[int]
+    latent_dim: list[int | tuple[int, ...]]
     likelihood: list[str]
 
     @classmethod
@@ -225,7 +225,7 @@ def to_frame(rows: list[dict[str, Any]], meta: Meta, seed: int) -> pd.DataFrame:
 
 def choose(trials: pd.DataFrame) -> pd.Series:
     """The trial with the highest importance-sampled log-likelihood of the validation split."""
-    if (trials["status"] == "pinned").all():
+    if set(trials["status"]) == {"pinned"}:
         return trials.iloc[0]
     scores = trials.loc[trials["status"] == "ok", "valid_log_px"].astype(float)
     scores = scores[scores.map(math.isfinite)]
@@ -263,7 +263,7 @@ def describe(point: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--prepared", type=Path, required=True)
     parser.add_argument("--selfcheck", type=Path, required=True)
     parser.add_argument("--sweep", type=Path, required=True)

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pipeline import cluster, runs, tracking
@@ -129,14 +130,14 @@ def summary(history: pd.DataFrame, params: Params) -> dict[str, Any]:
         "valid_elbo": float(best["valid_elbo"]),
         "valid_log_px_z": float(best["valid_log_px_z"]),
         "valid_kl": float(best["valid_kl"]),
-        "seconds": float(history["seconds"].sum()),
-        "images_per_s": float(history["images_per_s"].median()),
+        "seconds": float(history["seconds"].to_numpy().sum()),
+        "images_per_s": float(np.median(history["images_per_s"])),
         "num_workers": params.scaling.num_workers,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--prepared", type=Path, required=True)
     parser.add_argument("--sweep", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)

@@ -92,7 +92,8 @@ def train_worker(config: dict[str, Any]) -> None:
 
     job: TrainingJob = config["job"]
     torch.set_num_threads(job.threads)
-    data = ray.get(config["arrays"]).dataset()
+    arrays: ray.ObjectRef[TrainingArrays] = config["arrays"]
+    data = ray.get(arrays).dataset()
     device = get_device()
     assert isinstance(device, torch.device)
     model, state = start_or_resume(job, data, device, ray.train.get_checkpoint())

@@ -1,4 +1,4 @@
-"""A small project of its own for each test: the real code, real DVC, Ray and MLflow, little data."""
+"""A small project for each test: the real code, real DVC, Ray and MLflow, little data."""
 
 from __future__ import annotations
 

@@ -89,7 +89,8 @@ def test_noise_is_standard_normal_and_uniform():
     count = batch.eps.numel()
     assert abs(batch.eps.mean().item()) < 4 / count**0.5
     assert abs(batch.eps.var().item() - 1) < 4 * (2 / count) ** 0.5
-    assert batch.u.min() >= 0 and batch.u.max() < 1
+    assert batch.u.min() >= 0
+    assert batch.u.max() < 1
     assert abs(batch.u.mean().item() - 0.5) < 4 * (1 / 12 / batch.u.numel()) ** 0.5
 
 
@@ -124,5 +125,5 @@ def test_statistics_are_numpys(binarize):
 def test_splits_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"differ in shape: \(2,\) and \(3,\)"):
         Dataset(train=torch.zeros(4, 2), valid=torch.zeros(4, 3))
-    with pytest.raises(ValueError, match="data.valid_fraction"):
+    with pytest.raises(ValueError, match=r"data\.valid_fraction"):
         Dataset(train=torch.zeros(4, 2), valid=torch.zeros(0, 2))

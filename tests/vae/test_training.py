@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from vae.checkpoint import load_state, save_state
 from vae.data import Dataset
@@ -95,7 +95,8 @@ def test_resumed_training_is_bit_identical(tmp_path, likelihood, schedule):
 
 def test_same_seed_same_weights_other_seed_other_weights():
     first, second, other = new_model(), new_model(), new_model()
-    train(first), train(second), train(other, replace(CONFIG, seed=1))
+    for model, seed in ((first, 0), (second, 0), (other, 1)):
+        train(model, replace(CONFIG, seed=seed))
     assert same_weights(first.state_dict(), second.state_dict())
     assert not same_weights(first.state_dict(), other.state_dict())
 
@@ -173,7 +174,7 @@ def _rank(rank, world_size, folder):
 @pytest.fixture(scope="module")
 def trained_by_two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_rank, args=(2, str(folder)), nprocs=2)
+    spawn(_rank, args=(2, str(folder)), nprocs=2)
     return folder
 
 
