@@ -42,10 +42,12 @@ class EvidenceSettings:
     data_hash: str
     num_samples: int
     seed: int
+    proposal: str = "encoder"
 
     @property
     def name(self) -> str:
-        return f"{EVIDENCE}/{self.data_hash[:16]}-k{self.num_samples}-seed{self.seed}.parquet"
+        how = f"{self.proposal}-k{self.num_samples}-seed{self.seed}"
+        return f"{EVIDENCE}/{self.data_hash[:16]}-{how}.parquet"
 
 
 def compare(
@@ -94,7 +96,7 @@ def _score_champion(
     try:
         model = load(registry.download(champion.number, folder))
         x = torch.tensor(test.x)  # a copy: what Parquet gives is read-only
-        found = score_split(model, x, settings.num_samples, settings.seed)
+        found = score_split(model, x, settings.num_samples, settings.seed, settings.proposal)
     except (CheckpointError, ValueError, RuntimeError, Unreachable) as error:
         raise NotComparable(f"it could not be evaluated by this code ({error})") from error
     evidence = dict(zip(test.id.astype(str), found.log_px.tolist(), strict=True))

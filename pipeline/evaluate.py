@@ -33,24 +33,32 @@ from vae.evidence import KHAT_LIMIT, importance_sampling
 from vae.posteriors import kl_divergence
 
 BATCH_VALUES = 2**17  # data values in a batch; the decoder's outputs are chunked further
+BOUND_SAMPLES = 100  # of the encoder's posterior, for the ELBO's terms
 QUANTILES = 101
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitEvidence:
-    """Evidence for a whole split: float64 arrays (N,); `ladder` is {K: (N,)}."""
+    """Evidence for a whole split: float64 arrays (N,); `ladder` is {K: (N,)}.
+
+    log_px, se, ess, khat and ladder are of the proposal, `proposal_elbo` is its own bound; elbo,
+    log_px_z and kl are the encoder's.
+    """
 
     log_px: np.ndarray
     se: np.ndarray
     ess: np.ndarray
     khat: np.ndarray
+    proposal_elbo: np.ndarray
     elbo: np.ndarray
     log_px_z: np.ndarray
     kl: np.ndarray
     ladder: dict[int, np.ndarray]
 
 
-def score_split(model: VAE, x: Tensor, num_samples: int, seed: int) -> SplitEvidence:
+def score_split(
+    model: VAE, x: Tensor, num_samples: int, seed: int, proposal: str = "encoder"
+) -> SplitEvidence:
     """Importance-sampled log p(x) and the ELBO's terms for every example of a split.
 
     Args:
@@ -58,9 +66,10 @@ def score_split(model: VAE, x: Tensor, num_samples: int, seed: int) -> SplitEvid
         x: (N, *data_shape), in data units.
         num_samples: K.
         seed: of the importance samples.
+        proposal: a name in `vae.proposals`.
 
-    log p(x|z) is the mean over the K samples; the KL is exact where it has a closed form, else
-    the mean over the same samples.
+    The ELBO's terms are means over min(K, 100) samples of the encoder's posterior; the KL is
+    exact where it has a closed form.
     """
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
@@ -68,12 +77,18 @@ def score_split(model: VAE, x: Tensor, num_samples: int, seed: int) -> SplitEvid
     ladders: list[dict[int, Tensor]] = []
     for part in x.split(max(1, min(1024, BATCH_VALUES // max(1, x[0].numel())))):
         part = part.to(device)
-        found = importance_sampling(model, part, num_samples, generator=generator)
+        found = importance_sampling(
+            model, part, num_samples, generator=generator, proposal=proposal
+        )
+        bound = importance_sampling(
+            model, part, min(num_samples, BOUND_SAMPLES), generator=generator
+        )
         with torch.inference_mode():
             closed = kl_divergence(model.posterior(part), model.prior())
-        kl = found.log_px_z - found.elbo if closed is None else closed
-        row = {name: getattr(found, name) for name in ("log_px", "se", "ess", "khat", "log_px_z")}
-        rows.append(row | {"kl": kl, "elbo": found.log_px_z - kl})
+        kl = bound.kl if closed is None else closed
+        row = {name: getattr(found, name) for name in ("log_px", "se", "ess", "khat")}
+        row["proposal_elbo"] = found.elbo
+        rows.append(row | {"log_px_z": bound.log_px_z, "kl": kl, "elbo": bound.log_px_z - kl})
         ladders.append(found.ladder)
     columns = {name: _joined([row[name] for row in rows]) for name in rows[0]}
     return SplitEvidence(
@@ -110,6 +125,7 @@ def summarise(
         "khat_median": _median(evidence.khat),
         "khat_bad_fraction": _share_above(evidence.khat, KHAT_LIMIT),
         "posterior_gap": (evidence.log_px - evidence.elbo).mean(),
+        "proposal_elbo": evidence.proposal_elbo.mean(),
         "ladder": {str(k): values.mean() for k, values in sorted(evidence.ladder.items())},
         "baseline": compared[0],
     }
@@ -163,10 +179,11 @@ def evaluate(
     K = config.num_importance_samples
     say(
         f"evaluate   {len(x['test']):,} test and {len(x['valid']):,} validation examples, "
-        f"K = {K:,} importance samples each"
+        f"K = {K:,} importance samples each, {config.proposal} proposals"
     )
-    test = score_split(model, x["test"], K, config.seed)
-    valid = score_split(model, x["valid"], K, config.seed)
+    test, valid = (
+        score_split(model, x[name], K, config.seed, config.proposal) for name in ("test", "valid")
+    )
     baselines = fit_baselines(
         x["train"],
         x["valid"],
@@ -180,7 +197,7 @@ def evaluate(
     )
     num_values = math.prod(meta.data_shape)
     metrics = summarise(test, baselines, space=meta.space, num_values=num_values)
-    metrics |= _collapse(model, x["test"])
+    metrics |= {"proposal": config.proposal} | _collapse(model, x["test"])
     metrics = _plain(metrics)
     gallery = pictures.Gallery(
         model=model,
@@ -190,7 +207,7 @@ def evaluate(
     )
     with whole_directory(out) as fresh:
         write_json(fresh / "metrics.json", metrics)
-        write_json(fresh / "reference.json", reference(valid))
+        write_json(fresh / "reference.json", reference(valid) | {"proposal": config.proposal})
         table = per_example(splits["test"], test, baselines[0])
         table.to_parquet(fresh / "per_example.parquet", index=False)
         pictures.draw(gallery, test.log_px, fresh)

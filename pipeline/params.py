@@ -112,6 +112,7 @@ class EvaluateParams(Section):
     """`evaluate`: the importance-sampled log p(x) of the test split."""
 
     num_importance_samples: Count
+    proposal: Literal["encoder", "laplace", "refined"]
     seed: Seed
 
 

@@ -82,7 +82,12 @@ def _register(params: Params, paths: Paths, store: Store, ensure: bool) -> dict[
     tracking.send_evaluation(store, paths.evaluate, paths.train)
     table = pd.read_parquet(paths.evaluate / "per_example.parquet")
     evidence = dict(zip(table["id"].astype(str), table["log_px"], strict=True))
-    settings = EvidenceSettings(meta.hash, metrics["num_samples"], params.evaluate.seed)
+    settings = EvidenceSettings(
+        meta.hash,
+        metrics["num_samples"],
+        params.evaluate.seed,
+        metrics.get("proposal", "encoder"),
+    )
     home = version.run_id if store.is_active(version.run_id) else run_id
     keep_evidence(store, home, settings, evidence, seen_ids(paths.prepared))
 

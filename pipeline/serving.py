@@ -58,6 +58,7 @@ class ScoredVAE(PythonModel):
         self.reference_log_px = np.asarray(reference["log_px"])
         self.reference_percent = 100 * np.asarray(reference["probabilities"])
         self.num_samples = int(reference["num_samples"])
+        self.proposal = str(reference.get("proposal", "encoder"))
         check_parameters_ourselves()
 
     def predict(
@@ -91,7 +92,9 @@ class ScoredVAE(PythonModel):
         generator = torch.Generator().manual_seed(seed)
         rows = max(1, BATCH_VALUES // x[0].numel())
         parts = [
-            importance_sampling(self.model, part, num_samples, generator=generator)
+            importance_sampling(
+                self.model, part, num_samples, generator=generator, proposal=self.proposal
+            )
             for part in x.split(rows)
         ]
         names = ("log_px", "se", "ess", "khat")

@@ -28,6 +28,7 @@ from vae.importance_weights import (
     standard_normal,
 )
 from vae.model import VAE
+from vae.proposals import make_proposal
 
 __all__ = [
     "KHAT_LIMIT",
@@ -50,6 +51,7 @@ def importance_sampling(
     *,
     generator: torch.Generator | None = None,
     chunk_size: int | None = None,
+    proposal: str = "encoder",
 ) -> Evidence:
     """log p(x) with the model's posterior q(z|x) as proposal (Rezende et al. 2014, appendix E).
 
@@ -64,14 +66,17 @@ def importance_sampling(
             the same noise whatever the chunk size.
         chunk_size: samples of each example decoded at a time; by default as many as keep the
             decoder's outputs within a fixed memory.
+        proposal: encoder (q as it is), or laplace or refined: a Gaussian fitted to each example's
+            posterior first (`vae.proposals`). `elbo` and `log_px_z` are then the proposal's.
 
     Raises:
-        ValueError: num_samples or chunk_size below 1.
+        ValueError: num_samples or chunk_size below 1, or an unknown proposal.
     """
     like = next(model.parameters())
+    x = _on(x, like)
+    q = make_proposal(proposal, model, x)
     with torch.inference_mode():
-        x = _on(x, like)
-        q, p = model.posterior(x), model.prior()
+        p = model.prior()
         shape = (*q.batch_shape, *q.event_shape)
 
         def draw(count: int) -> Tensor:

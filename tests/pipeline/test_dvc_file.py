@@ -29,7 +29,7 @@ CARRIERS |= {"vae/files.py"}
 # of the sweep is no reason to train again.
 DRAWING = {f"pipeline/{name}.py" for name in ("figures", "plots")}
 ESTIMATING = {f"vae/{name}.py" for name in ("annealing", "evidence", "factor_analysis")}
-ESTIMATING |= {"vae/importance_weights.py"}
+ESTIMATING |= {"vae/importance_weights.py", "vae/proposals.py"}
 TRAINING = {f"vae/{name}.py" for name in ("checkpoint", "data", "objectives", "training")}
 MODEL = {f"vae/{name}.py" for name in ("distributions", "likelihoods", "model", "networks")}
 MODEL |= {f"vae/{name}.py" for name in ("numerics", "posteriors", "priors")}
@@ -229,6 +229,16 @@ def test_a_file_added_under_data_root_prepares_again(committed: Path):
         assert stale_stages(committed) == {"prepare"}
     finally:
         extra.unlink()
+
+
+@pytest.mark.parametrize("folder", ["data", "data/own", "models/vae", "reports", "reports/train"])
+def test_what_a_kill_leaves_half_written_reruns_nothing(committed: Path, folder: str):
+    rest = committed / folder / ".tmp-metrics.json-x7k2"
+    rest.write_text("half")
+    try:
+        assert stale_stages(committed) == set()
+    finally:
+        rest.unlink()
 
 
 def test_the_page_of_dvc_plots_needs_no_network():
