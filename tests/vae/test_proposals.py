@@ -135,5 +135,5 @@ def test_proposal_is_deterministic_leaves_no_gradients_and_works_in_inference_mo
 
 def test_unknown_proposal_is_refused_by_name():
     fa = factor_analysis(1)
-    with pytest.raises(ValueError, match="'refind' is unknown.*did you mean refined"):
+    with pytest.raises(ValueError, match=r"'refind' is unknown.*did you mean refined"):
         importance_sampling(fa.as_vae(), torch.zeros(1, 12), 5, proposal="refind")
