@@ -30,7 +30,7 @@ help:
 	@echo "make lock       pin the newest versions that pyproject.toml allows"
 
 run: $(INSTALLED) $(CHECKED)
-	@dvc repro
+	@dvc repro --quiet
 	@python -m pipeline.register --ensure
 	@echo "report:    reports/report.html"
 
@@ -97,7 +97,7 @@ uv:
 $(INSTALLED): requirements.lock | uv
 	@test -x .venv/bin/python || $(UV) venv --quiet --clear --python "$(PYTHON)" .venv
 	@echo "installing requirements.lock into .venv (the first time takes some minutes)"
-	@$(UV) pip install $$([ -t 2 ] || echo --quiet) --requirements requirements.lock
+	@$(UV) pip install $$([ -t 2 ] || echo --quiet) --compile-bytecode -r requirements.lock
 	@touch $@
 
 lock: | uv

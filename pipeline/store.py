@@ -66,6 +66,8 @@ def import_mlflow() -> Any:
         warnings.simplefilter("ignore")
         import mlflow
 
+        # Ray may have imported MLflow already, before the settings above could count.
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each retry
         logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # a venv without pip
