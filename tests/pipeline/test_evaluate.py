@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from pipeline.stage import UserError
 from tests.pipeline.builders import epoch_row, write_csv
 from vae import VAE, FactorAnalysis, VAEConfig, save
 
+Proposal = Literal["encoder", "laplace", "refined"]
 COUNTS = {"train": 200, "valid": 80, "test": 60}
 
 
@@ -42,16 +44,16 @@ def prepare(folder: Path, x: np.ndarray, space: str) -> None:
     )
 
 
-def run(folder: Path, model: VAE, x: np.ndarray, num_samples: int) -> dict:
+def run(folder: Path, model: VAE, x: np.ndarray, num_samples: int, **settings) -> dict:
     """The stage itself, without MLflow."""
     prepare(folder / "prepared", x, model.config.space)
     save(model, folder / "model")
     write_csv(folder / "train" / "history.csv", [epoch_row(epoch) for epoch in (1, 2, 3)])
-    return again(folder, num_samples)
+    return again(folder, num_samples, **settings)
 
 
-def again(folder: Path, num_samples: int) -> dict:
-    config = EvaluateParams(num_importance_samples=num_samples, seed=0)
+def again(folder: Path, num_samples: int, proposal: Proposal = "encoder") -> dict:
+    config = EvaluateParams(num_importance_samples=num_samples, proposal=proposal, seed=0)
     places = (folder / name for name in ("prepared", "model", "train", "evaluate"))
     return evaluate.evaluate(config, *places)
 
@@ -167,20 +169,44 @@ def grey(tmp_path_factory):
     return folder, model, x[-COUNTS["test"] :], metrics
 
 
-def test_log_px_equals_quadrature(grey):
-    folder, model, test, metrics = grey
+def quadrature(model: VAE, x: torch.Tensor) -> np.ndarray:
+    """log p(x) of each example (B,) by the trapezoidal rule over the one latent variable."""
     z = torch.linspace(-12, 12, 4801)[:, None]
     log_prior = model.prior().log_prob(z)
     with torch.no_grad():
         p_x = model.likelihood(z[:, None])
-        joint = p_x.log_prob(test.float()).double() + log_prior[:, None].double()
-    exact = (joint + math.log(24 / 4800)).logsumexp(0).numpy()
+        joint = p_x.log_prob(x.float()).double() + log_prior[:, None].double()
+    return (joint + math.log(24 / 4800)).logsumexp(0).numpy()
+
+
+def test_log_px_equals_quadrature(grey):
+    folder, model, test, metrics = grey
+    exact = quadrature(model, test)
     rows = pd.read_parquet(folder / "evaluate" / "per_example.parquet")
     assert np.all(np.abs(rows["log_px"] - exact) < 5 * rows["se"] + 1e-3)
     assert abs(metrics["log_px"] - exact.mean()) < 4 * metrics["log_px_mc_se"] + 1e-3
     assert float(rows["se"].to_numpy().max()) < 0.5
     gap = exact.mean() - metrics["elbo"]
     assert metrics["posterior_gap"] == pytest.approx(gap, abs=4 * metrics["log_px_mc_se"] + 1e-3)
+
+
+@pytest.mark.parametrize("proposal", ["laplace", "refined"])
+def test_a_better_proposal_changes_the_error_and_nothing_else(grey, tmp_path, proposal):
+    folder, model, test, metrics = grey
+    for name in ("prepared", "model", "train"):
+        (tmp_path / name).symlink_to(folder / name)
+    found = again(tmp_path, 1000, proposal)
+    rows = pd.read_parquet(tmp_path / "evaluate" / "per_example.parquet")
+    exact = quadrature(model, test)
+    assert np.all(np.abs(rows["log_px"] - exact) < 5 * rows["se"] + 1e-3)
+    assert found["proposal"] == proposal
+    assert found["log_px_mc_se"] < metrics["log_px_mc_se"] / 2
+    assert metrics["elbo"] < found["proposal_elbo"] < found["log_px"]
+    for name in ("kl", "active_units"):  # of the encoder, whatever the proposal
+        assert found[name] == metrics[name]
+    assert found["elbo"] == pytest.approx(metrics["elbo"], rel=0.01)
+    reference = json.loads((tmp_path / "evaluate" / "reference.json").read_text())
+    assert reference["proposal"] == proposal
 
 
 def test_an_encoder_that_ignores_x_is_called_collapsed(grey):
@@ -258,7 +284,7 @@ def test_damaged_weights_are_refused(grey, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"dvc repro --force train"):
         evaluate.evaluate(
-            EvaluateParams(num_importance_samples=5, seed=0),
+            EvaluateParams(num_importance_samples=5, proposal="encoder", seed=0),
             folder / "prepared", copy, folder / "train", tmp_path / "out",
         )  # fmt: skip
     assert not (tmp_path / "out").exists()
@@ -267,7 +293,7 @@ def test_damaged_weights_are_refused(grey, tmp_path):
 def test_a_model_of_other_data_is_refused(grey, table, tmp_path):
     with pytest.raises(UserError, match=r"made for continuous data of shape \(5,\).*are grey8"):
         evaluate.evaluate(
-            EvaluateParams(num_importance_samples=5, seed=0),
+            EvaluateParams(num_importance_samples=5, proposal="encoder", seed=0),
             grey[0] / "prepared", table[0] / "model", grey[0] / "train", tmp_path / "out",
         )  # fmt: skip
 
@@ -276,8 +302,8 @@ def evidence_of(values: list[float], khat: list[float]) -> evaluate.SplitEvidenc
     column = np.array(values)
     return evaluate.SplitEvidence(
         log_px=column, se=np.full(len(values), 0.3), ess=column + 200, khat=np.array(khat),
-        elbo=column - 1, log_px_z=column + 2, kl=np.full(len(values), 3.0),
-        ladder={1: column - 1, 100: column},
+        proposal_elbo=column - 0.5, elbo=column - 1,
+        log_px_z=column + 2, kl=np.full(len(values), 3.0), ladder={1: column - 1, 100: column},
     )  # fmt: skip
 
 
@@ -291,6 +317,7 @@ def test_summary_of_known_figures():
     assert found["khat_median"] == pytest.approx(0.4)
     assert found["khat_bad_fraction"] == pytest.approx(1 / 3)
     assert found["posterior_gap"] == 1
+    assert found["proposal_elbo"] == -101.5
     assert found["ladder"] == {"1": -102, "100": -101}
     assert found["baseline"]["gain"] == 9  # of 10, 8, 12 and 6
     assert found["baseline"]["gain_se"] == pytest.approx(math.sqrt(20 / 3 / 4))

@@ -8,6 +8,7 @@ import torch
 from vae.evidence import importance_sampling
 from vae.factor_analysis import FactorAnalysis
 from vae.model import VAE, VAEConfig
+from vae.posteriors import CholeskyNormal
 from vae.proposals import WIDEN, make_proposal
 
 FITTED = ["laplace", "refined"]
@@ -30,6 +31,7 @@ def test_gaussian_posterior_is_found_from_a_poor_encoder(name, latent_dim):
     x, _ = fa.sample(20, generator=torch.Generator().manual_seed(1))
     model = fa.as_vae(shift=1.5, widen=0.5)
     proposal, exact = make_proposal(name, model, x), fa.posterior(x)
+    assert isinstance(proposal, CholeskyNormal)
     torch.testing.assert_close(proposal.mean, exact.mean, rtol=0, atol=0.02)
     torch.testing.assert_close(
         proposal.covariance_matrix,
