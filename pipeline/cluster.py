@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.stage import UserError
+from pipeline.store import set_environment
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 MEGABYTE = 2**20
@@ -40,6 +41,7 @@ def connect(*, object_store_bytes: int = 256 * MEGABYTE) -> Iterator[None]:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    set_environment()
     import ray
 
     address = os.environ.get(ADDRESS_VARIABLE)

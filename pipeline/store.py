@@ -57,11 +57,16 @@ class Point:
     step: int = 0
 
 
+def set_environment() -> None:
+    """What MLflow reads when it is imported: quiet, telemetry off. Ray Tune imports it too."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 @cache
 def import_mlflow() -> Any:
     """MLflow, imported late (it takes a second), quiet, with telemetry off."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mlflow
