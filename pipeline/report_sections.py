@@ -198,12 +198,20 @@ def training_section(inputs: Inputs) -> dict[str, Any]:
     return {"words": words, "figures": figures}
 
 
+_PROPOSALS = {
+    "encoder": "the encoder's posterior",
+    "laplace": "a Gaussian at its posterior's mode",
+    "refined": "a Gaussian fitted to its posterior",
+}
+
+
 def evidence_section(inputs: Inputs) -> dict[str, Any]:
     metrics, examples = inputs.metrics, inputs.examples
     samples = metrics["num_samples"]
     words = (
-        f"log p(x) is estimated by importance sampling with K = {samples:,} draws from the encoder "
-        "for each example; in expectation it is a lower bound. Two errors, never mixed: that of "
+        f"log p(x) is estimated by importance sampling with K = {samples:,} draws for each example "
+        f"from {_PROPOSALS[metrics.get('proposal', 'encoder')]}; in expectation it is a lower "
+        "bound. Two errors, never mixed: that of "
         f"the mean across examples ({text.number(metrics['log_px_se'], 2)} nats) and the "
         f"Monte-Carlo error of the mean ({text.number(metrics['log_px_mc_se'], 3)} nats)."
     )
@@ -219,7 +227,7 @@ def evidence_section(inputs: Inputs) -> dict[str, Any]:
             plots.ladder_figure(metrics["ladder"], metrics["elbo"]),
             "ladder",
             "What the bound gains with K",
-            f"The ELBO loses {text.number(metrics['posterior_gap'], 2)} nats to the encoder: the "
+            f"The encoder's ELBO loses {text.number(metrics['posterior_gap'], 2)} nats: the "
             "posterior gap, KL(q(z|x) ‖ p(z|x)) as far as K samples can tell.",
         ),
         _drawing(
@@ -233,7 +241,7 @@ def evidence_section(inputs: Inputs) -> dict[str, Any]:
             "khat",
             "Tail of the importance weights",
             "Above 0.7 an estimate and its error are not to be trusted: too few draws, "
-            "or an encoder too narrow.",
+            "or a proposal too narrow.",
         ),
     ]
     rows = [
@@ -346,8 +354,8 @@ def loading(inputs: Inputs) -> str:
 
 def limits(inputs: Inputs) -> list[str]:
     limits = [
-        "log p(x) is a lower bound in expectation; it is exact only where the encoder's posterior "
-        "is. khat says for which examples the estimate should not be trusted.",
+        "log p(x) is a lower bound in expectation; it is exact only where z is drawn "
+        "from the posterior itself. khat says for which examples the estimate should not be trusted.",
         "Errors across examples cover the choice of test examples, not of the training run: one "
         "seed was trained.",
         "Likelihood alone is a weak detector of out-of-distribution data: simpler data than the "
