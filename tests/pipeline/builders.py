@@ -22,10 +22,16 @@ STARTED = 1_700_000_000.0
 EPOCHS = 5
 
 
-def params(*, uri: str | None = None, promote: bool | None = None, **evaluate: int) -> Any:
+def params(
+    *,
+    uri: str | None = None,
+    promote: bool | None = None,
+    experiment: str = "tightbound",
+    **evaluate: int,
+) -> Any:
     """The sections of `Params` that tracking and registration read."""
     return SimpleNamespace(
-        tracking=SimpleNamespace(experiment="tightbound", uri=uri),
+        tracking=SimpleNamespace(experiment=experiment, uri=uri),
         register=SimpleNamespace(promote=promote),
         evaluate=SimpleNamespace(**{"num_importance_samples": 50, "seed": 0} | evaluate),
     )

@@ -238,6 +238,7 @@ def test_a_registry_that_is_down_is_said_in_a_sentence(project: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_ensure_repairs_a_deleted_database_and_a_changed_address(
     project: Path, server: str
 ) -> None:

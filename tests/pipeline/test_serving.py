@@ -341,6 +341,7 @@ def strict_json(text: str) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_hundred_parallel_requests_are_answered_as_alone(
     address: str, served: Any, x: np.ndarray
 ) -> None:
@@ -355,6 +356,7 @@ def test_a_hundred_parallel_requests_are_answered_as_alone(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_task_is_served(address: str, served: Any, x: np.ndarray) -> None:
     def tell(data: np.ndarray, **params: Any) -> Any:
         status, text = ask(address, {"inputs": data.tolist(), "params": params})
@@ -374,6 +376,7 @@ def test_every_task_is_served(address: str, served: Any, x: np.ndarray) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_bad_requests_get_a_400_and_the_server_lives_on(address: str, x: np.ndarray) -> None:
     for data, params, sentence in BAD:
         if data == "empty":  # [] as JSON has lost its shape

@@ -280,13 +280,14 @@ def test_live_epochs_and_the_mirror_make_one_run_without_duplicates() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_server_gets_what_the_database_gets(
     server: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also after the address changed: everything is there, once."""
-    local = builders.params()
+    local = builders.params(experiment="moved")
     mirror_all(local)
-    remote = builders.params(uri=server)
+    remote = builders.params(uri=server, experiment="moved")
     first = mirror_all(remote)
     before = contents(open_store(remote))
     assert mirror_all(remote) == first
@@ -294,7 +295,7 @@ def test_a_server_gets_what_the_database_gets(
 
     def without_ids(store: Store) -> list[Any]:
         volatile = ("mlflow.parentRunId", "sweep_run_id")
-        return sorted(
+        runs = [
             (
                 info,
                 params,
@@ -303,7 +304,8 @@ def test_a_server_gets_what_the_database_gets(
                 files,
             )
             for info, params, tags, history, files in contents(store).values()
-        )
+        ]
+        return sorted(runs, key=lambda run: run[0])
 
     assert str(without_ids(open_store(remote))) == str(without_ids(open_store(local)))
     assert capsys.readouterr().err == ""
