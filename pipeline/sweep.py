@@ -93,10 +93,13 @@ def sweep(params: Params, prepared: Path, out: Path) -> None:
         model=model_config(params, meta, points[0]),
         objective=params.objective,
         training=training,
+        threads=params.scaling.threads_per_worker,
     )
     content = {
         "points": points,
-        "job": asdict(job),
+        "model": job.model.to_dict(),
+        "objective": asdict(job.objective),
+        "training": asdict(job.training),
         "scheduler": params.sweep.scheduler,
         "num_importance_samples": params.sweep.num_importance_samples,
         "data": meta.hash,
@@ -128,14 +131,14 @@ def run_trials(
     """Train every point under Ray Tune; one row for each, failed ones with their error."""
     gpus = 1 if params.scaling.use_gpu else 0
     with (
-        cluster.connect(object_store_bytes=cluster.store_size(arrays.nbytes)),
         runs.claim("sweep", content_hash) as folder,
+        cluster.connect(object_store_bytes=cluster.store_size(arrays.nbytes)),
     ):
         from ray import tune
 
         from pipeline.progress import TrialProgress
 
-        cluster.require(job.threads, gpus, key="scaling.use_gpu")
+        cluster.require(job.threads, gpus, key="scaling.threads_per_worker (or scaling.use_gpu)")
         trainable = tune.with_resources(
             tune.with_parameters(
                 tune_trial,
