@@ -164,7 +164,7 @@ def test_at_least_four_fifths_of_many_draws_run():
         deadline=None,
         database=None,
         derandomize=True,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     @given(st.data())
     def anything(data):
