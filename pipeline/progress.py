@@ -26,30 +26,31 @@ class TrialProgress(Callback):
         self.total = total
         self.discrete = model.space != "continuous"
         self.dims = math.prod(model.data_shape)
-        self.done = 0
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         result = trial.last_result
         log_px = result.get("valid_log_px")
         if "diverged" in result:
-            self._line(trial, "diverged; the others go on")
+            outcome = "diverged; the others go on"
         elif log_px is None:
-            self._line(trial, "stopped early")
+            outcome = "stopped early"
         elif self.discrete:
-            self._line(trial, f"{-log_px / (self.dims * math.log(2)):8.4f} bits/dim")
+            outcome = f"{-log_px / (self.dims * math.log(2)):8.4f} bits/dim"
         else:
-            self._line(trial, f"{-log_px:10.3f} nats")
+            outcome = f"{-log_px:10.3f} nats"
+        self._line(trials, trial, outcome)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._line(trial, "failed; the others go on")
+        self._line(trials, trial, "failed; the others go on")
 
-    def _line(self, trial: Any, outcome: str) -> None:
-        self.done += 1
+    def _line(self, trials: list, trial: Any, outcome: str) -> None:
+        # Those finished before an interruption count too.
+        done = sum(other.is_finished() or other is trial for other in trials)
         point = trial.config["point"]
         seconds = trial.last_result.get("fit_seconds")
         took = "" if seconds is None else f"  {seconds:5.1f} s"
         say(
-            f"sweep      {self.done:>2}/{self.total}  latent_dim {point['latent_dim']!s:>4}  "
+            f"sweep      {done:>2}/{self.total}  latent_dim {point['latent_dim']!s:>4}  "
             f"{point['likelihood']:<22}{outcome}{took}"
         )
 

@@ -75,8 +75,8 @@ def run_workers(
     """
     scaling = params.scaling
     with (
-        cluster.connect(object_store_bytes=cluster.store_size(arrays.nbytes)),
         runs.claim("train", content_hash) as folder,
+        cluster.connect(object_store_bytes=cluster.store_size(arrays.nbytes)),
     ):
         import ray
         from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig

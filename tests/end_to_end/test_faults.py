@@ -8,19 +8,20 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
 
-from tests.end_to_end.conftest import Project
+from tests.end_to_end.conftest import LONGEST_SECONDS, Project, finish
 from vae.checkpoint import file_hash
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * LONGEST_SECONDS)]
 
-EPOCHS = 30
+EPOCHS = 40
 PINNED = {
     "model.latent_dim": 2,
     "model.likelihood": "discretized_logistic",
@@ -29,25 +30,34 @@ PINNED = {
 }
 
 
-def until(condition: Callable[[], bool], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
+def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait for something that happens while a process runs."""
+    deadline = time.monotonic() + LONGEST_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
+        assert process.poll() is None, "it ended before"
+        assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.02)
 
 
+def kill(process: psutil.Process | subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait(LONGEST_SECONDS)
+
+
+def logs(project: Project) -> list[Path]:
+    """The log of epochs of each training run."""
+    return list((project.folder / ".tightbound" / "ray").glob("train-*/epochs.jsonl"))
+
+
 def epochs_logged(project: Project) -> list[int]:
-    """Every epoch that a worker reported, in order, over all attempts."""
-    (log,) = (project.folder / ".tightbound" / "ray").glob("train-*/epochs.jsonl")
-    return [json.loads(line)["epoch"] for line in log.read_text().splitlines()]
+    """Every epoch that the workers reported, in order, over all attempts."""
+    text = "".join(log.read_text() for log in logs(project))
+    lines = text.splitlines(keepends=True)
+    return [json.loads(line)["epoch"] for line in lines if line.endswith("\n")]
 
 
-def has_logged(project: Project, count: int) -> bool:
-    logs = list((project.folder / ".tightbound" / "ray").glob("train-*/epochs.jsonl"))
-    return bool(logs) and len(logs[0].read_text().splitlines()) >= count
-
-
-def workers(process: subprocess.Popen[str], title: str) -> list[psutil.Process]:
+def children(process: subprocess.Popen[str], title: str) -> list[psutil.Process]:
+    """Processes below this one that have a title."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
@@ -58,122 +68,164 @@ def workers(process: subprocess.Popen[str], title: str) -> list[psutil.Process]:
     return found
 
 
-def result(project: Project) -> tuple[str, pd.DataFrame]:
-    history = pd.read_csv(project.folder / "reports" / "train" / "history.csv")
-    return file_hash(project.folder / "models" / "vae" / "weights.safetensors"), history
+def trials(project: Project) -> pd.DataFrame:
+    return pd.read_csv(project.folder / "reports" / "sweep" / "trials.csv")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training left: the weights' hash and the history, but for times and speed."""
+
+    weights: str
+    history: pd.DataFrame
+
+    @classmethod
+    def of(cls, project: Project) -> Outcome:
+        history = pd.read_csv(project.folder / "reports" / "train" / "history.csv")
+        weights = file_hash(project.folder / "models" / "vae" / "weights.safetensors")
+        return cls(weights, history.drop(columns=["time", "seconds", "images_per_s"]))
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    project: Project
+    outcome: Outcome
+    refusal: str
+
+    def check(self, project: Project) -> None:
+        """Same weights to the bit, same history to the last digit; each epoch once in MLflow."""
+        found = Outcome.of(project)
+        assert found.weights == self.outcome.weights
+        pd.testing.assert_frame_equal(found.history, self.outcome.history, check_exact=True)
+        assert epochs_in_mlflow(project) == list(range(1, EPOCHS + 1))
+
+
+def epochs_in_mlflow(project: Project) -> list[int]:
+    """The steps at which the model's run holds a validation bound."""
+    from mlflow import MlflowClient
+
+    database = f"sqlite:///{project.folder / 'mlflow.db'}"
+    client = MlflowClient(database, database)
+    experiment = client.get_experiment_by_name("tightbound")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`tightbound.kind` = 'model'")
+    return [point.step for point in client.get_metric_history(run.info.run_id, "valid/elbo")]
 
 
 @pytest.fixture(scope="module")
-def ready(make_project: Callable[[], Project]) -> Callable[[], Project]:
-    """Makes projects that are ready to train: prepared, and with both axes pinned."""
-
-    def make() -> Project:
-        project = make_project()
-        project.change(PINNED)
-        for name in ("prepare", "selfcheck", "sweep"):
-            project.stage(name)
-        return project
-
-    return make
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose data is prepared and whose estimators are checked."""
+    project = Project.create(tmp_path_factory.mktemp("checked"))
+    project.stage("prepare")
+    project.stage("selfcheck")
+    return project
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ready: Callable[[], Project]) -> tuple[str, pd.DataFrame]:
-    project = ready()
-    project.stage("train")
-    return result(project)
+def pinned(checked: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project that is ready to train."""
+    project = checked.copy(tmp_path_factory.mktemp("pinned"))
+    project.change(PINNED)
+    project.stage("sweep")
+    return project
 
 
-def check(project: Project, undisturbed: tuple[str, pd.DataFrame]) -> None:
-    weights, history = result(project)
-    expected_weights, expected = undisturbed
-    assert weights == expected_weights
-    assert history["epoch"].tolist() == list(range(1, EPOCHS + 1))
-    assert history["valid_bound"].tolist() == expected["valid_bound"].tolist()
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_killed_driver_goes_on_with_the_same_command(ready, undisturbed, seed):
-    project = ready()
+@pytest.fixture(scope="module")
+def undisturbed(pinned: Project, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """A training that nobody kills; a second one of the same is tried meanwhile."""
+    project = pinned.copy(tmp_path_factory.mktemp("undisturbed"))
     process = project.start(*project.stage_command("train"))
-    until(lambda: has_logged(project, random.Random(seed).randint(2, 12)))
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    until(lambda: bool(epochs_logged(project)), process)
+    process.send_signal(signal.SIGSTOP)
+    refusal = project.stage("train", expect=1)
+    process.send_signal(signal.SIGCONT)
+    finish(process)
+    assert f"process {process.pid} " in refusal
+    return Undisturbed(project, Outcome.of(project), refusal)
+
+
+@pytest.fixture
+def project(pinned: Project, tmp_path: Path) -> Project:
+    return pinned.copy(tmp_path)
+
+
+@pytest.fixture
+def unswept(checked: Project, tmp_path: Path) -> Project:
+    return checked.copy(tmp_path)
+
+
+@pytest.fixture(params=[0, 1])
+def chance(request: pytest.FixtureRequest) -> Iterator[random.Random]:
+    return random.Random(request.param)
+
+
+def test_an_undisturbed_run_has_every_epoch_once(undisturbed: Undisturbed):
+    assert undisturbed.outcome.history["epoch"].tolist() == list(range(1, EPOCHS + 1))
+    assert epochs_logged(undisturbed.project) == list(range(1, EPOCHS + 1))
+    undisturbed.check(undisturbed.project)
+
+
+def test_killed_driver_goes_on_with_the_same_command(
+    project: Project, undisturbed: Undisturbed, chance: random.Random
+):
+    process = project.start(*project.stage_command("train"))
+    until(lambda: len(epochs_logged(project)) >= chance.randint(2, EPOCHS // 2), process)
+    kill(process)
     before = epochs_logged(project)
+    assert before[-1] < EPOCHS
+    assert not (project.folder / "models").exists()
     project.stage("train")
-    check(project, undisturbed)
+    undisturbed.check(project)
     redone = [epoch for epoch, count in Counter(epochs_logged(project)).items() if count > 1]
-    assert before
     assert len(redone) <= 2, f"epochs {redone} were trained twice"
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_killed_worker_is_replaced(ready, undisturbed, seed):
-    project = ready()
+@pytest.mark.parametrize("rank", [0, 1])
+def test_killed_worker_is_replaced(project: Project, undisturbed: Undisturbed, rank: int):
     process = project.start(*project.stage_command("train"))
-    until(lambda: has_logged(project, random.Random(seed).randint(2, 12)))
-    victims = workers(process, "RayTrainWorker")
-    assert len(victims) == 2
-    victims[seed].send_signal(signal.SIGKILL)
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
-    check(project, undisturbed)
+    start = random.Random(rank).randint(2, EPOCHS // 2)
+    until(lambda: len(epochs_logged(project)) >= start, process)
+    workers = children(process, "RayTrainWorker")
+    assert len(workers) == 2
+    workers[rank].send_signal(signal.SIGKILL)
+    assert epochs_logged(project)[-1] < EPOCHS
+    finish(process)
+    undisturbed.check(project)
 
 
-def test_a_second_driver_is_refused_while_the_first_one_works(ready):
-    project = ready()
-    process = project.start(*project.stage_command("train"))
-    until(lambda: has_logged(project, 1))
-    refused = project.stage("train", expect=1)
-    assert f"process {process.pid} is still working on this train" in refused.stdout
-    process.communicate(timeout=600)
-    assert process.returncode == 0
-
-
-def test_killed_trial_is_run_again_and_the_sweep_completes(project: Project):
-    project.change({"sweep.epochs": 40})
-    project.stage("prepare")
-    project.stage("selfcheck")
-    process = project.start(*project.stage_command("sweep"))
-    until(lambda: len(workers(process, "ray::ImplicitFunc")) > 0)
-    time.sleep(random.Random(0).uniform(0.5, 3))
-    for victim in workers(process, "ray::ImplicitFunc")[:1]:
-        victim.send_signal(signal.SIGKILL)
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
-    trials = pd.read_csv(project.folder / "reports" / "sweep" / "trials.csv")
-    assert trials["status"].tolist() == ["ok"] * 4
-
-
-def test_killed_sweep_keeps_its_finished_trials(project: Project):
-    project.change({"sweep.epochs": 20})
-    project.stage("prepare")
-    project.stage("selfcheck")
-    process = project.start(*project.stage_command("sweep"))
-    assert process.stdout is not None
-    first = ""
-    while " 1/4 " not in first:
-        first = process.stdout.readline()
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    (run,) = (path for path in (project.folder / ".tightbound" / "ray").iterdir() if path.is_dir())
-    started = {path.name: path.stat().st_ino for path in run.glob("trial_*")}
-    again = project.stage("sweep").stdout
-    assert "goes on with the trials that are finished" in again
-    assert again.count("bits/dim") <= 3
-    trials = pd.read_csv(project.folder / "reports" / "sweep" / "trials.csv")
-    assert trials["status"].tolist() == ["ok"] * 4
-    assert {f"trial_{name}" for name in trials["trial_id"]} >= set(started)
-
-
-def test_changed_training_starts_anew(ready):
+def test_changed_training_starts_anew(undisturbed: Undisturbed):
     """A changed learning rate must never go on from the old weights."""
-    project = ready()
-    project.change({"training.epochs": 3})
-    project.stage("train")
-    weights, _ = result(project)
-    project.change({"training.learning_rate": 0.002})
-    output = project.stage("train").stdout
-    assert "epoch   1/3" in output
-    assert result(project)[0] != weights
-    assert len(list(Path(project.folder / ".tightbound" / "ray").glob("train-*/epochs.jsonl"))) == 2
+    project = undisturbed.project
+    project.change({"training.learning_rate": 0.001})
+    output = project.stage("train")
+    assert f"epoch   1/{EPOCHS}" in output
+    assert Outcome.of(project).weights != undisturbed.outcome.weights
+    assert len(logs(project)) == 2
+
+
+def test_killed_trial_is_run_again_and_the_sweep_completes(unswept: Project):
+    unswept.change({"sweep.epochs": 40})
+    process = unswept.start(*unswept.stage_command("sweep"))
+    until(lambda: bool(children(process, "ray::ImplicitFunc")), process)
+    time.sleep(random.Random(0).uniform(0.5, 3))
+    kill(children(process, "ray::ImplicitFunc")[0])
+    finish(process)
+    assert trials(unswept)["status"].tolist() == ["ok"] * 4
+
+
+def test_killed_sweep_keeps_its_finished_trials(unswept: Project):
+    """One at a time, so that the first one is written down long before the second one ends."""
+    unswept.change({"sweep.epochs": 20, "sweep.max_concurrent": 1})
+    process = unswept.start(*unswept.stage_command("sweep"))
+    assert process.stdout is not None
+    line = ""
+    while " 2/4 " not in line:
+        line = process.stdout.readline()
+        assert line, "it ended before"
+    kill(process)
+    again = unswept.stage("sweep")
+    assert "goes on with the trials that are finished" in again
+    assert " 1/4 " not in again
+    assert " 4/4 " in again
+    assert trials(unswept)["status"].tolist() == ["ok"] * 4
+    assert len(list(unswept.folder.glob(".tightbound/ray/sweep-*/trial_*"))) == 4
