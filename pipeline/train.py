@@ -111,7 +111,10 @@ def run_workers(
         )
         lines = EpochLines(job.training.epochs, on_epoch)
         with follow(log, lines.show):
-            result = trainer.fit()
+            try:
+                result = trainer.fit()
+            except SystemExit as stopped:  # Ray Train's answer to Ctrl-C
+                raise KeyboardInterrupt from stopped
     if lines.diverged:
         raise UserError(f"{lines.diverged} (the last good epoch is kept in {folder})")
     if result.checkpoint is None:
