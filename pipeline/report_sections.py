@@ -354,8 +354,8 @@ def loading(inputs: Inputs) -> str:
 
 def limits(inputs: Inputs) -> list[str]:
     limits = [
-        "log p(x) is a lower bound in expectation; it is exact only where z is drawn "
-        "from the posterior itself. khat says for which examples the estimate should not be trusted.",
+        "log p(x) is a lower bound in expectation; it is exact only where z is drawn from the "
+        "posterior itself. khat says for which examples the estimate should not be trusted.",
         "Errors across examples cover the choice of test examples, not of the training run: one "
         "seed was trained.",
         "Likelihood alone is a weak detector of out-of-distribution data: simpler data than the "

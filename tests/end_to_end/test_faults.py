@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,7 +155,7 @@ def unswept(checked: Project, tmp_path: Path) -> Project:
 
 
 @pytest.fixture(params=[0, 1])
-def chance(request: pytest.FixtureRequest) -> Iterator[random.Random]:
+def chance(request: pytest.FixtureRequest) -> random.Random:
     return random.Random(request.param)
 
 
