@@ -124,7 +124,7 @@ def _gate(case: Situation) -> tuple[bool, list[str]]:
             "a higher evaluate.num_importance_samples or a richer model.posterior may help"
         )
     if case.champion is None:
-        reasons.append("there is no champion yet")
+        reasons.append("it is the first: there was no champion")
     elif case.champion == case.version:
         pass
     elif case.not_comparable is not None:

@@ -47,7 +47,7 @@ def situation(**changes: Any) -> Situation:
 @pytest.mark.parametrize(
     ("changes", "alias", "verdict", "reason"),
     [
-        ({"champion": None}, "champion", "champion", "there is no champion yet"),
+        ({"champion": None}, "champion", "champion", "it is the first: there was no champion"),
         ({}, "champion", "champion", "more than 2 standard errors"),
         ({"comparison": UNCLEAR}, "challenger", "challenger", "not more than 2 standard errors"),
         ({"comparison": WORSE}, "challenger", "challenger", "not more than 2 standard errors"),

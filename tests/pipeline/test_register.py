@@ -46,7 +46,7 @@ def test_the_first_model_becomes_champion_and_loads(project: Path) -> None:
     result = register(params, paths)
     assert (result["model_name"], result["version"]) == (NAME, 1)
     assert (result["alias"], result["verdict"]) == ("champion", "champion")
-    assert result["reasons"] == ["there is no champion yet"]
+    assert result["reasons"] == ["it is the first: there was no champion"]
     found = registry(params)
     version = found.versions()[0]
     assert found.alias("champion") == 1
@@ -263,10 +263,10 @@ def test_ensure_repairs_a_deleted_database_and_a_changed_address(
         assert done.stderr == ""
         return done.stdout
 
-    assert "version 1: champion; there is no champion yet" in call()
+    assert "version 1: champion; it is the first: there was no champion" in call()
     written = out.read_text()
     (project / "mlflow.db").unlink()
-    assert "version 1: champion; there is no champion yet" in call("--ensure")
+    assert "version 1: champion; it is the first: there was no champion" in call("--ensure")
     assert "version 1: champion; it is the champion" in call("--ensure")
     assert out.read_text() == written
     params = builders.params()

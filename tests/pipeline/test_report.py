@@ -76,7 +76,7 @@ def outputs(tmp_path) -> dict[str, Path]:
 def register(paths: dict[str, Path], **changes) -> None:
     content = {
         "model_name": "tightbound-toy-grey8", "version": 3, "alias": "champion",
-        "verdict": "champion", "reasons": ["there is no champion yet"], "gain": None,
+        "verdict": "champion", "reasons": ["it is the first: there was no champion"], "gain": None,
         "gain_se": None, "weights_hash": "ab" * 32, "tracking_uri": "sqlite:////a/mlflow.db",
         "run_id": "r1", "khat_bad_fraction": 0.05,
     }  # fmt: skip
@@ -163,7 +163,7 @@ def test_the_page_says_what_the_files_say(outputs):
         "ab" * 32,
         'mlflow.pyfunc.load_model("models:/tightbound-toy-grey8@champion")',
         "No collapse: 2 of 2.",
-        "there is no champion yet",
+        "it is the first: there was no champion",
     ):
         assert words in text, words
 
