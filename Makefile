@@ -43,7 +43,7 @@ test: $(INSTALLED)
 	@pytest -q -m "not slow"
 
 test-slow: $(INSTALLED)
-	@pytest -q -m slow
+	@pytest -q -m slow $(SLOW)
 
 test-all: test test-slow
 
