@@ -445,8 +445,11 @@ class CategoricalLevels(GreyLevels):
         super().__init__(logits.select(self._dim, 0), event_dims, validate_args=validate_args)
 
     def values_log_prob(self, x: Tensor) -> Tensor:
-        index = x.long().expand(self._like.shape).unsqueeze(self._dim)
-        return self.log_probs.gather(self._dim, index).squeeze(self._dim)
+        shape = torch.broadcast_shapes(x.shape, self._like.shape)
+        index = x.long().expand(shape).unsqueeze(self._dim)
+        levels = [*index.shape]
+        levels[self._dim] = LEVELS
+        return self.log_probs.expand(levels).gather(self._dim, index).squeeze(self._dim)
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         probs = self.log_probs.exp().movedim(self._dim, -1)

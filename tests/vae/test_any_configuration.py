@@ -44,6 +44,8 @@ REFUSALS: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {
 }
 """All that may be refused: when, and the words that name the key. Anything else must run."""
 
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
 TABLES = [(1,), (2,), (7,), (2, 3)]
 IMAGES = [(1, 1, 1), (1, 5, 4), (2, 3, 7), (3, 8, 8), (1, 1, 6)]
 
@@ -88,7 +90,7 @@ def draw_data(choose: Choose, space: str, shape: tuple[int, ...], count: int) ->
     return (top * torch.randint(0, 2, (count, *shape), generator=g)).to(torch.uint8)
 
 
-def run(choose: Choose, folder: Path) -> str:
+def run(choose: Choose, folder: Path, device: str = "cpu") -> str:
     """Train one step, save, load and weigh; returns "ran", or the row of REFUSALS it met."""
     content = draw_configuration(choose)
     expected = [words for applies, words in REFUSALS.values() if applies(content)]
@@ -106,7 +108,7 @@ def run(choose: Choose, folder: Path) -> str:
     x = draw_data(choose, config.space, config.data_shape, 9)
     data = Dataset(train=x[:5], valid=x[5:])
     torch.manual_seed(choose(range(100)))
-    model = VAE(config).to(dtype)
+    model = VAE(config).to(device, dtype)
     if choose([True, True, False]) or config.space == "continuous":
         model.set_data_statistics(*data.statistics())
 
@@ -120,15 +122,16 @@ def run(choose: Choose, folder: Path) -> str:
     assert math.isfinite(stats.train_elbo)
 
     save(model, folder / "vae")
-    loaded = load(folder / "vae")
+    loaded = load(folder / "vae", device)
     assert loaded.config == config
-    eps = torch.randn(2, 4, model.noise_dim, dtype=dtype)
-    first: ElboTerms = model(data.valid, eps)
-    assert torch.equal(first.elbo, loaded(data.valid, eps).elbo)
+    eps = torch.randn(2, 4, model.noise_dim, dtype=dtype).to(device)
+    valid = data.valid.to(device)
+    first: ElboTerms = model(valid, eps)
+    assert torch.equal(first.elbo, loaded(valid, eps).elbo)
 
     options = {"num_samples": 30, "proposal": choose(["encoder", *PROPOSALS])}
     evidence, again = (
-        importance_sampling(m, data.valid, generator=torch.Generator().manual_seed(0), **options)
+        importance_sampling(m, valid, generator=torch.Generator().manual_seed(0), **options)
         for m in (model, loaded)
     )
     assert torch.equal(evidence.log_px, again.log_px)
@@ -141,9 +144,10 @@ def run(choose: Choose, folder: Path) -> str:
     return "ran"
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
 @pytest.mark.parametrize("seed", range(8))
-def test_a_random_configuration_runs_or_is_refused_by_the_table(seed, tmp_path):
-    run(random.Random(seed).choice, tmp_path)
+def test_a_random_configuration_runs_or_is_refused_by_the_table(seed, device, tmp_path):
+    run(random.Random(seed).choice, tmp_path, device)
 
 
 def test_every_row_of_the_table_is_met_and_four_fifths_of_the_draws_are_outside_it():

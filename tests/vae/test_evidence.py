@@ -69,17 +69,6 @@ def test_importance_sampling_lies_within_its_error_of_the_exact_value(D, d, K):
     assert (exact - evidence.elbo).mean().item() == pytest.approx(gap, rel=0.1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("D", "d", "K"), [(784, 32, 4000), (784, 64, 8000)])
-def test_importance_sampling_is_right_for_image_sized_data(D, d, K):
-    fa, g = random_model(D, d)
-    x, _ = fa.sample(8, generator=g)
-    vae = fa.as_vae(data_shape=(1, 28, 28), shift=0.02, widen=1.2)
-    evidence = importance_sampling(vae, x.reshape(8, 1, 28, 28), K, generator=g)
-    assert evidence.ess.min() >= 200
-    assert ((evidence.log_px - fa.log_prob(x)).abs() < 4 * evidence.se).all()
-
-
 def test_its_95_percent_interval_covers_95_percent_of_1000_repetitions():
     fa, g = random_model(6, 4)
     x, _ = fa.sample(1, generator=g)
@@ -252,7 +241,7 @@ def test_exactly_k_samples_are_used_and_the_encoder_runs_once(K):
 
 
 @pytest.mark.parametrize("estimator", [importance_sampling, prior_monte_carlo])
-@pytest.mark.parametrize("K", [1, 7, 250])
+@pytest.mark.parametrize("K", [1, 7, 250, 5000])
 def test_chunking_changes_nothing(estimator, K):
     model, x = small_vae(posterior="full"), bits(4)
     results = []

@@ -33,21 +33,21 @@ def test_annealing_s_95_percent_interval_covers_95_percent_of_1000_repetitions()
 
 
 @pytest.mark.parametrize(
-    ("D", "d", "K", "khat"),
+    ("D", "d", "B", "K"),
     [
-        (1, 1, 1000, 0.5),
-        (16, 16, 4000, 0.5),
-        (64, 64, 8000, 0.7),
-        pytest.param(784, 8, 2000, 0.5, marks=pytest.mark.slow),
-        pytest.param(784, 64, 8000, 0.7, marks=pytest.mark.slow),
-        pytest.param(64, 64, 200_000, 0.5, marks=pytest.mark.slow),
+        (1, 1, 8, 1000),
+        (16, 16, 8, 4000),
+        pytest.param(784, 8, 8, 2000, marks=pytest.mark.slow),
+        pytest.param(784, 32, 4, 20_000, marks=pytest.mark.slow),
+        pytest.param(64, 64, 8, 200_000, marks=pytest.mark.slow),
+        pytest.param(784, 64, 2, 200_000, marks=pytest.mark.slow),
     ],
 )
-def test_a_shifted_and_widened_proposal_is_trusted_and_right(D, d, K, khat):
+def test_a_shifted_and_widened_proposal_is_trusted_and_right(D, d, B, K):
     """Its weights are bounded, but in 64 dimensions it takes many samples for khat to show it."""
     fa, g = random_model(D, d)
-    x, _ = fa.sample(8, generator=g)
+    x, _ = fa.sample(B, generator=g)
     evidence = importance_sampling(fa.as_vae(shift=0.02, widen=1.2), x, K, generator=g)
     assert evidence.ess.min() >= 200
-    assert evidence.khat.max() < khat
+    assert evidence.khat.max() < 0.5
     assert ((evidence.log_px - fa.log_prob(x)).abs() < 4 * evidence.se).all()

@@ -146,7 +146,7 @@ def _extreme_raw(likelihood: Likelihood, count: int, dtype: torch.dtype) -> torc
 @pytest.mark.parametrize("name", GREY)
 def test_masses_sum_to_one_for_any_decoder_output(name, dtype):
     likelihood = _make(name, "grey8", (1,), dtype)
-    raw = _extreme_raw(likelihood, 3000 if name != "categorical" else 1000, dtype)
+    raw = _extreme_raw(likelihood, 3000, dtype)
     p_x = _given(likelihood, raw)
     log_mass = p_x.level_log_probs()
     total = log_mass.double().exp().sum(0)
@@ -433,6 +433,15 @@ def test_batches_of_samples_give_the_same_as_one_by_one(name, space, data_shape)
     apart = [[_given(likelihood, raw[k, b]).log_prob(x[b]) for b in range(3)] for k in range(2)]
     torch.testing.assert_close(p_x.log_prob(x), torch.stack([torch.stack(row) for row in apart]))
     assert p_x.mean.shape == (2, 3, *data_shape)
+
+
+@pytest.mark.parametrize(("name", "space"), PAIRS)
+def test_examples_broadcast_against_the_batch(name, space):
+    likelihood = _make(name, space, (5,))
+    raw, x = _noise((3, likelihood.outputs_per_value, 5)), _data(space, (2, 5))
+    p_x = _given(likelihood, raw)
+    apart = torch.stack([_given(likelihood, raw).log_prob(row.expand(3, 5)) for row in x])
+    torch.testing.assert_close(p_x.log_prob(x[:, None]), apart)
 
 
 @pytest.mark.parametrize(("name", "space"), [p for p in PAIRS if p[1] != "continuous"])
