@@ -102,5 +102,5 @@ $(INSTALLED): requirements.lock | uv
 
 lock: | uv
 	@$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	  --no-annotate --custom-compile-command "make lock" --extra dev --extra server \
+	  --no-annotate --custom-compile-command "make lock" --extra pipeline --extra dev --extra server \
 	  pyproject.toml --output-file requirements.lock

@@ -3,8 +3,10 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,12 @@ def heavy_modules_after(code: str, folder: Path, *paths: Path) -> list[str]:
 
 def test_import_loads_neither_ray_mlflow_dvc_nor_pandas(tmp_path):
     assert heavy_modules_after(IMPORT_ALL, tmp_path) == []
+
+
+def test_the_package_alone_depends_on_what_vae_imports():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in project["dependencies"]}
+    assert names == ALLOWED - {"vae"}
 
 
 def test_the_import_guard_finds_each_of_them(tmp_path):
