@@ -25,7 +25,8 @@ from pipeline.params import Params, load_params
 from pipeline.plots import sweep_plot
 from pipeline.prepared import Meta, load_meta, load_split
 from pipeline.stage import UserError, read_json, run_stage, say, whole_directory, write_json
-from pipeline.worker import TrainingArrays, TrainingJob, tune_trial
+from pipeline.trial import tune_trial
+from pipeline.worker import TrainingArrays, TrainingJob
 from vae.model import VAEConfig
 
 COLUMNS = [

@@ -1,16 +1,14 @@
-"""What runs inside Ray: one training function, under Ray Train workers and Ray Tune trials alike.
+"""What runs inside Ray Train's workers; `trial.py` has what runs inside Ray Tune's trials.
 
 Across Ray go configurations, paths and the training array (through the object store), no more.
 """
 
 from __future__ import annotations
 
-import math
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +17,11 @@ import torch
 
 from vae.checkpoint import load_state, save_state
 from vae.data import Dataset
-from vae.evidence import importance_sampling
 from vae.model import VAE, VAEConfig
 from vae.objectives import Objective
 from vae.training import DivergenceError, TrainingConfig, TrainingState, fit
 
 STATE = "state"
-CHECKPOINT_SECONDS = 5.0
-EVIDENCE_BATCH = 128
-TRUSTED_KHAT = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,79 +94,17 @@ def train_worker(config: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
     try:
         for stats in fit(model, data, job.training, state, objective=job.objective):
-            with _checkpoint(model, state, rank == 0) as folder:
+            with checkpoint_folder(model, state, rank == 0) as folder:
                 checkpoint = ray.train.Checkpoint.from_directory(folder) if folder else None
                 ray.train.report(stats.to_row(), checkpoint=checkpoint)
     except DivergenceError as divergence:
         ray.train.report({"diverged": str(divergence)})
 
 
-def tune_trial(
-    config: dict[str, Any],
-    *,
-    job: TrainingJob,
-    arrays: TrainingArrays,
-    num_importance_samples: int,
-    every_epoch: bool,
-) -> None:
-    """One Ray Tune trial: train `job` at a point, then estimate log p(x) on the validation split.
-
-    config: `point`, the swept keys of the model's configuration. every_epoch: report each epoch
-    (a scheduler needs that) rather than a checkpoint every few seconds.
-    A divergence is reported rather than raised, as by `train_worker`.
-    """
-    from ray import tune
-
-    torch.set_num_threads(job.threads)
-    job = replace(job, model=replace(job.model, **config["point"]))
-    data = arrays.dataset()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, state = start_or_resume(job, data, device, tune.get_checkpoint())
-    start = saved = time.monotonic()
-    try:
-        for stats in fit(model, data, job.training, state, objective=job.objective):
-            if every_epoch or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                with _checkpoint(model, state) as folder:
-                    assert folder is not None
-                    checkpoint = tune.Checkpoint.from_directory(folder)
-                    tune.report(stats.to_row(), checkpoint=checkpoint)
-                saved = time.monotonic()
-    except DivergenceError as divergence:
-        tune.report({"diverged": str(divergence)})
-        return
-    model.load_state_dict(state.best_weights)
-    result = valid_evidence(model, data, num_importance_samples, job.training.seed)
-    best = state.history[state.best_epoch - 1].to_row() | {"epoch": state.epoch}
-    tune.report(best | result | {"fit_seconds": time.monotonic() - start})
-
-
-def valid_evidence(model: VAE, data: Dataset, num_samples: int, seed: int) -> dict[str, float]:
-    """The validation split's importance-sampled log p(x), with its standard error.
-
-    Nats, means over images; `valid_log_px_se` is the error across images. The proposal is
-    Laplace's, fitted to each image: what the encoder misses would else be counted against the
-    likelihood that suffers most from it.
-    """
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
-    parts = [
-        importance_sampling(
-            model, x.to(device), num_samples, generator=generator, proposal="laplace"
-        )
-        for x in data.valid.split(EVIDENCE_BATCH)
-    ]
-    log_px = torch.cat([part.log_px for part in parts]).double()
-    khat = torch.cat([part.khat for part in parts])
-    return {
-        "valid_log_px": log_px.mean().item(),
-        "valid_log_px_se": (log_px.std() / math.sqrt(len(log_px))).item(),
-        "khat_bad_fraction": (khat > TRUSTED_KHAT).double().mean().item(),
-        "num_samples": num_samples,
-    }
-
-
 @contextmanager
-def _checkpoint(model: VAE, state: TrainingState, wanted: bool = True) -> Iterator[str | None]:
+def checkpoint_folder(
+    model: VAE, state: TrainingState, wanted: bool = True
+) -> Iterator[str | None]:
     """A temporary folder with the training state, or None where it isn't wanted."""
     if not wanted:
         yield None

@@ -36,7 +36,7 @@ MODEL |= {f"vae/{name}.py" for name in ("numerics", "posteriors", "priors")}
 UNUSED = {
     "selfcheck": {"vae/annealing.py"},
     "sweep": DRAWING | {"vae/annealing.py", "vae/factor_analysis.py", "vae/checkpoint.py"},
-    "train": DRAWING | ESTIMATING | {"pipeline/sweep.py"},
+    "train": DRAWING | ESTIMATING | {"pipeline/sweep.py", "pipeline/trial.py"},
     "evaluate": TRAINING | {"vae/annealing.py"},
     # register depends on what train and evaluate made with these
     "register": DRAWING
