@@ -30,6 +30,7 @@ from vae import VAE, load
 from vae.checkpoint import CheckpointError
 from vae.diagnostics import active_units, collapse_verdict
 from vae.evidence import KHAT_LIMIT, importance_sampling
+from vae.importance_weights import example_generators
 from vae.posteriors import kl_divergence
 
 BATCH_VALUES = 2**17  # data values in a batch; the decoder's outputs are chunked further
@@ -65,24 +66,20 @@ def score_split(
         model: in evaluation mode.
         x: (N, *data_shape), in data units.
         num_samples: K.
-        seed: of the importance samples.
+        seed: of the importance samples; each example's noise is its own, as in the served model.
         proposal: a name in `vae.proposals`.
 
     The ELBO's terms are means over min(K, 100) samples of the encoder's posterior; the KL is
     exact where it has a closed form.
     """
     device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
     rows: list[dict[str, Tensor]] = []
     ladders: list[dict[int, Tensor]] = []
     for part in x.split(max(1, min(1024, BATCH_VALUES // max(1, x[0].numel())))):
         part = part.to(device)
-        found = importance_sampling(
-            model, part, num_samples, generator=generator, proposal=proposal
-        )
-        bound = importance_sampling(
-            model, part, min(num_samples, BOUND_SAMPLES), generator=generator
-        )
+        noise = example_generators(part, seed)
+        found = importance_sampling(model, part, num_samples, generator=noise, proposal=proposal)
+        bound = importance_sampling(model, part, min(num_samples, BOUND_SAMPLES), generator=noise)
         with torch.inference_mode():
             closed = kl_divergence(model.posterior(part), model.prior())
         kl = bound.kl if closed is None else closed

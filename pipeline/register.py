@@ -150,6 +150,7 @@ def _version(
     content = {
         "model": paths.model,
         "reference": paths.evaluate / "reference.json",
+        "data": {"dataset": meta.dataset, "space": meta.space, "columns": _columns(meta)},
         "example": load_split(paths.prepared, "test").x[:EXAMPLES],
     }
     tags = _tags(meta, metrics, config)
@@ -159,6 +160,12 @@ def _version(
     registry.restore_files(found, **content)
     registry.tag(found.number, {k: v for k, v in tags.items() if k != "git_commit"})
     return found
+
+
+def _columns(meta: Meta) -> list[str] | None:
+    """Names of a table's columns."""
+    names = getattr(meta, "columns", None)
+    return list(names) if names else None
 
 
 def _tags(meta: Meta, metrics: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:

@@ -87,26 +87,32 @@ class Registry:
         *,
         model: Path,
         reference: Path,
+        data: Mapping[str, Any],
         example: np.ndarray,
         tags: dict[str, str],
     ) -> Version:
         """Log the model to its run and register it as the next version.
 
         model: a folder that `vae.checkpoint.save` wrote. reference: quantiles of log p(x) on the
-        validation split. example: a few x, shown as the model's input.
+        validation split. data: what the model must know of its data, such as a table's columns.
+        example: a few x, shown as the model's input.
         """
-        with self.store.failures(), _packed_code() as code:
+        with self.store.failures(), _packed(model, reference, data, example) as content:
             with self._mlflow.start_run(run_id=run_id):
-                info = self._mlflow.pyfunc.log_model(
-                    name="vae", **_model_content(model, reference, example, code)
-                )
+                info = self._mlflow.pyfunc.log_model(name="vae", **content)
             created = self.client.create_model_version(
                 self.name, info.model_uri, run_id=run_id, tags=tags, model_id=info.model_id
             )
         return _version(created)
 
     def restore_files(
-        self, version: Version, *, model: Path, reference: Path, example: np.ndarray
+        self,
+        version: Version,
+        *,
+        model: Path,
+        reference: Path,
+        data: Mapping[str, Any],
+        example: np.ndarray,
     ) -> bool:
         """Bring back a version's files if they are gone from the artifact store."""
         if version.model_id is None:
@@ -115,11 +121,12 @@ class Registry:
             there = {e.path for e in self.client.list_logged_model_artifacts(version.model_id)}
             if "MLmodel" in there:
                 return False
-            with _packed_code() as code, tempfile.TemporaryDirectory() as folder:
+            with (
+                _packed(model, reference, data, example) as content,
+                tempfile.TemporaryDirectory() as folder,
+            ):
                 target = Path(folder) / "model"
-                self._mlflow.pyfunc.save_model(
-                    target, **_model_content(model, reference, example, code)
-                )
+                self._mlflow.pyfunc.save_model(target, **content)
                 self.client.log_model_artifacts(version.model_id, str(target))
         return True
 
@@ -222,18 +229,48 @@ def _stack(history: list[dict[str, Any]]) -> list[int]:
     return stack
 
 
-def _model_content(model: Path, reference: Path, example: np.ndarray, code: Path) -> dict[str, Any]:
-    """Arguments of pyfunc.log_model and save_model."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+@contextmanager
+def _packed(
+    model: Path, reference: Path, data: Mapping[str, Any], example: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    """Arguments of pyfunc.log_model and save_model.
 
+    The package `vae` travels as its source files, and nothing else.
+    """
+    import vae
     from vae.checkpoint import CONFIG, WEIGHTS
 
     discrete = read_json(model / CONFIG)["model"]["space"] != "continuous"
+    with tempfile.TemporaryDirectory() as folder:
+        code, facts = Path(folder) / "vae", Path(folder) / "data.json"
+        skipped = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(Path(vae.__file__).parent, code, ignore=skipped)
+        facts.write_text(json.dumps(data, indent=1) + "\n")
+        yield {
+            "python_model": str(Path(__file__).with_name("serving.py")),
+            "code_paths": [str(code)],
+            "artifacts": {
+                "weights": str(model / WEIGHTS),
+                "config": str(model / CONFIG),
+                "reference": str(reference),
+                "data": str(facts),
+            },
+            "signature": _signature(example.shape[1:], discrete),
+            "input_example": example.astype("float32" if discrete else "float64"),
+            "pip_requirements": requirements(),
+            "metadata": dict(data),
+        }
+
+
+def _signature(data_shape: tuple[int, ...], discrete: bool) -> Any:
+    """x in, the columns of `score` out, and the parameters of all tasks."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
     names = ["log_px", "se", "ess", "khat", *(["bits_per_dim"] if discrete else []), "percentile"]
     dtype = np.dtype("float32" if discrete else "float64")
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(dtype, (-1, *example.shape[1:]))]),
+    return ModelSignature(
+        inputs=Schema([TensorSpec(dtype, (-1, *data_shape))]),
         outputs=Schema([ColSpec(DataType.double, name) for name in names]),
         params=ParamSchema(
             [
@@ -243,31 +280,6 @@ def _model_content(model: Path, reference: Path, example: np.ndarray, code: Path
             ]
         ),
     )
-    return {
-        "python_model": str(Path(__file__).with_name("serving.py")),
-        "code_paths": [str(code)],
-        "artifacts": {
-            "weights": str(model / WEIGHTS),
-            "config": str(model / CONFIG),
-            "reference": str(reference),
-        },
-        "signature": signature,
-        "input_example": example.astype(dtype),
-        "pip_requirements": requirements(),
-    }
-
-
-@contextmanager
-def _packed_code() -> Iterator[Path]:
-    """The package `vae` as it travels with a model: its source files and nothing else."""
-    import vae
-
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "vae"
-        shutil.copytree(
-            Path(vae.__file__).parent, target, ignore=shutil.ignore_patterns("__pycache__")
-        )
-        yield target
 
 
 def _version(entry: Any) -> Version:

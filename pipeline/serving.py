@@ -9,7 +9,9 @@ One task for each call, by the parameter `task`:
     reconstruct  x -> (B, *data_shape), the mean of p(x|z) at the mean of q(z|x)
     sample       -> (num_samples, *data_shape), x ~ p(x|z), z ~ p(z)
 
-Shapes: B examples, L latent values, K importance samples. Nats, but for bits_per_dim.
+An example's score depends on the example, K and the seed alone, not on its neighbours in a batch:
+its noise is seeded by its content. Shapes: B examples, L latent values, K importance samples, D
+data values. Nats, but for bits_per_dim.
 """
 
 from __future__ import annotations
@@ -34,12 +36,14 @@ from torch import Tensor
 
 from vae.checkpoint import load
 from vae.evidence import importance_sampling
-from vae.importance_weights import seeded_sample, standard_normal
+from vae.importance_weights import example_generators, seeded_sample, standard_normal
 from vae.model import VAE
 
 TASKS = ("score", "encode", "decode", "reconstruct", "sample")
 PARAMETERS = ("task", "num_samples", "seed")
 MOST_SAMPLES = 100_000
+MOST_DRAWS = 2**21  # B x K of one call: about a minute of a small model on two cores
+MOST_VALUES = 2**24  # of the input and of the answer
 DEFAULT_IMAGES = 16
 BATCH_VALUES = 2**17  # data values scored at a time
 MOMENT_SAMPLES = 1000  # for the moments of a posterior that has none in closed form
@@ -59,6 +63,7 @@ class ScoredVAE(PythonModel):
         self.reference_percent = 100 * np.asarray(reference["probabilities"])
         self.num_samples = int(reference["num_samples"])
         self.proposal = str(reference.get("proposal", "encoder"))
+        self.columns: list[str] | None = json.loads((folder / "data.json").read_text())["columns"]
         check_parameters_ourselves()
 
     def predict(
@@ -67,8 +72,8 @@ class ScoredVAE(PythonModel):
         """Answer one task.
 
         model_input: x, an array of (B, *data_shape), (B, D) or one example, in data units (0/1,
-        0…255, raw), or a DataFrame with a column for each of D values; for `decode` z, (B, L);
-        unused for `sample`.
+        0…255, raw), or a DataFrame: of a table by its columns' names, in any order and beside
+        others, else with D columns; for `decode` z, (B, L); unused for `sample`.
         params: task (default score); num_samples: K for `score` (default: that of the reference
         quantiles), how many for `sample` (16); seed (0).
         Raises MlflowException, in a sentence, for anything else.
@@ -77,10 +82,9 @@ class ScoredVAE(PythonModel):
         task, seed = chosen["task"], chosen["seed"]
         if task == "sample":
             return self._sample(chosen["num_samples"] or DEFAULT_IMAGES, seed)
-        values = to_array(model_input)
         if task == "decode":
-            return self._decode(values)
-        x = self._to_data(values)
+            return self._decode(to_array(model_input))
+        x = self._to_data(to_array(self._in_order(model_input)))
         if task == "score":
             return self._score(x, chosen["num_samples"] or self.num_samples, seed)
         mean, std = self._moments(x, seed)
@@ -89,11 +93,19 @@ class ScoredVAE(PythonModel):
         return self._mean_of(mean)
 
     def _score(self, x: Tensor, num_samples: int, seed: int) -> pd.DataFrame:
-        generator = torch.Generator().manual_seed(seed)
+        if len(x) * num_samples > MOST_DRAWS:
+            raise refusal(
+                f"{len(x):,} examples with {num_samples:,} samples each are more than a call takes "
+                f"({MOST_DRAWS:,} in all); send fewer examples at a time, or lower num_samples"
+            )
         rows = max(1, BATCH_VALUES // x[0].numel())
         parts = [
             importance_sampling(
-                self.model, part, num_samples, generator=generator, proposal=self.proposal
+                self.model,
+                part,
+                num_samples,
+                generator=example_generators(part, seed),
+                proposal=self.proposal,
             )
             for part in x.split(rows)
         ]
@@ -133,15 +145,34 @@ class ScoredVAE(PythonModel):
         return self._mean_of(torch.from_numpy(values).to(self.model.dtype))
 
     def _mean_of(self, z: Tensor) -> np.ndarray:
+        _check_size(len(z) * math.prod(self.model.config.data_shape), "asked for")
         with torch.inference_mode():
             return self.model.likelihood(z).mean.numpy()
 
     def _sample(self, count: int, seed: int) -> np.ndarray:
+        _check_size(count * math.prod(self.model.config.data_shape), "asked for")
         generator = torch.Generator().manual_seed(seed)
         source = {"device": torch.device("cpu"), "generator": generator}
         with _sampling, torch.inference_mode():
             z = seeded_sample(self.model.prior(), (count,), **source)
             return seeded_sample(self.model.likelihood(z), (), **source).numpy()
+
+    def _in_order(self, values: Any) -> Any:
+        """A DataFrame's columns by their names, where the model knows names; all else as it is."""
+        if self.columns is None or not isinstance(values, pd.DataFrame):
+            return values
+        names = [str(name) for name in values.columns]
+        if not set(names) & set(self.columns) and len(names) == len(self.columns):
+            return values  # unnamed: 0, 1, …
+        missing = [name for name in self.columns if name not in names]
+        if missing:
+            raise refusal(
+                f"the columns {', '.join(missing)} are missing; expected "
+                f"{', '.join(self.columns)}; found {', '.join(names)}"
+            )
+        if len(set(names)) < len(names):
+            raise refusal(f"expected each column once; found {', '.join(names)}")
+        return values.set_axis(names, axis=1)[self.columns]
 
     def _to_data(self, values: np.ndarray) -> Tensor:
         """Values as the model's data, (B, *data_shape); raises unless they are of its space."""
@@ -185,15 +216,27 @@ def checked_parameters(params: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def to_array(values: Any) -> np.ndarray:
-    """Input as float64; raises for text, ragged rows and values that are not finite."""
+    """Input as float64; raises for what is no number, not finite, ragged or too much."""
     try:
-        array = np.array(values, dtype=np.float64)  # a copy: torch wants one it may write to
+        given = np.asarray(values)
+        if given.dtype == object:  # a frame of mixed numeric types, or None, text, ragged rows
+            texts = any(isinstance(value, str | bytes) for value in given.reshape(-1))
+            given = given.astype(np.str_ if texts else np.float64)
+        if given.dtype.kind not in "biuf":
+            raise TypeError
+        _check_size(given.size, "found")
+        array = np.array(given, dtype=np.float64)  # a copy: torch wants one it may write to
     except (TypeError, ValueError):
         raise refusal("expected numbers in rows of equal length; found something else") from None
     bad = ~np.isfinite(array)
     if bad.any():
         raise refusal(f"expected finite numbers; {bad.sum()} of {bad.size} are NaN or infinite")
     return array
+
+
+def _check_size(values: int, found: str) -> None:
+    if values > MOST_VALUES:
+        raise refusal(f"expected at most {MOST_VALUES:,} values in one call; {found} {values:,}")
 
 
 def refusal(sentence: str) -> MlflowException:

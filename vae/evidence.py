@@ -21,6 +21,7 @@ from vae.annealing import Bounds, annealed_importance_sampling, bidirectional
 from vae.importance_weights import (
     KHAT_LIMIT,
     Evidence,
+    Generators,
     WeightStream,
     draw_with_log_prob,
     noise_blocks,
@@ -49,7 +50,7 @@ def importance_sampling(
     x: Tensor,
     num_samples: int,
     *,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     chunk_size: int | None = None,
     proposal: str = "encoder",
 ) -> Evidence:
@@ -62,8 +63,9 @@ def importance_sampling(
         model: a VAE; its parameters' dtype and device decide.
         x: (B, *data_shape), in data units and any numeric dtype.
         num_samples: K, exactly the number of weights for each example.
-        generator: source of the noise, torch's default one if None. The same generator state gives
-            the same noise whatever the chunk size.
+        generator: source of the noise, torch's default one if None; or one for each example, so
+            that its estimate does not depend on the others in the batch. The same generator state
+            gives the same noise whatever the chunk size.
         chunk_size: samples of each example decoded at a time; by default as many as keep the
             decoder's outputs within a fixed memory.
         proposal: encoder (q as it is), or laplace or refined: a Gaussian fitted to each example's

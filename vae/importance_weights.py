@@ -9,8 +9,9 @@ Shapes: B examples, K samples, C samples in a chunk, M weights in the tail, d la
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,9 @@ Simpson, Gelman, Yao and Gabry 2024, arXiv:1507.02646)."""
 
 NOISE_BLOCK = 16
 """Samples of each example whose noise is drawn at a time, whatever the chunk size."""
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+"""Where noise comes from: one source, one for each example, or torch's default one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,12 +244,30 @@ def draw_with_log_prob(q: Distribution, eps: Tensor) -> tuple[Tensor, Tensor]:
     return z, q.log_prob(z)
 
 
-def standard_normal(
-    shape: tuple[int, ...], *, like: Tensor, generator: torch.Generator | None
-) -> Tensor:
-    """Noise with `like`'s dtype and device, drawn on the generator's own device."""
+def standard_normal(shape: tuple[int, ...], *, like: Tensor, generator: Generators) -> Tensor:
+    """Noise with `like`'s dtype and device, drawn on the generator's own device.
+
+    With a generator for each example, shape is (C, B, *rest) and an example's noise does not
+    depend on those beside it.
+    """
+    if isinstance(generator, Sequence):
+        alone = (shape[0], *shape[2:])
+        drawn = [standard_normal(alone, like=like, generator=own) for own in generator]
+        return torch.stack(drawn, dim=1)
     device = like.device if generator is None else generator.device
     return torch.randn(shape, dtype=like.dtype, device=device, generator=generator).to(like.device)
+
+
+def example_generators(x: Tensor, seed: int) -> list[torch.Generator]:
+    """A source of noise for each example of x (B, *data_shape), from its values and the seed.
+
+    An example scored with its own gets the same estimate, but for rounding, wherever and beside
+    whatever it is scored. On the CPU.
+    """
+    rows = x.detach().cpu().double().flatten(1).contiguous().numpy()
+    key = seed.to_bytes(8, "little")
+    digests = (hashlib.blake2b(row.data, digest_size=8, key=key).digest() for row in rows)
+    return [torch.Generator().manual_seed(int.from_bytes(d, "little") >> 1) for d in digests]
 
 
 def seeded_sample(

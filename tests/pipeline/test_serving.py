@@ -26,12 +26,13 @@ from pipeline import tracking
 from pipeline.prepared import load_split
 from pipeline.register import register
 from pipeline.registry import REQUIREMENTS, Registry, requirements
-from pipeline.serving import ScoredVAE
+from pipeline.serving import MOST_VALUES, ScoredVAE, to_array
 from tests.pipeline import builders
 from tests.pipeline.servers import at_home, free_port, running
 from vae import VAE, VAEConfig, save
 from vae.checkpoint import load
 from vae.evidence import importance_sampling
+from vae.importance_weights import example_generators
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,9 +84,8 @@ def test_it_loads_in_a_process_that_knows_nothing_of_the_project(
     where, known, log_px = json.loads(done.stdout)
     assert Path(where).is_relative_to(packed)
     assert known == []
-    generator = torch.Generator().manual_seed(3)
-    model = load(packed / "artifacts")
-    expected = importance_sampling(model, torch.tensor(x[:3]), 50, generator=generator)
+    model, three = load(packed / "artifacts"), torch.tensor(x[:3])
+    expected = importance_sampling(model, three, 50, generator=example_generators(three, 3))
     np.testing.assert_allclose(log_px, expected.log_px.numpy(), rtol=1e-6)
     assert done.stderr == ""
 
@@ -137,12 +137,21 @@ def test_the_signature_tells_shape_and_parameters(served: Any) -> None:
 
 def test_scores_are_those_of_importance_sampling(served: Any, packed: Path, x: np.ndarray) -> None:
     table = served.predict(x, params={"task": "score", "num_samples": 30, "seed": 1})
-    generator = torch.Generator().manual_seed(1)
+    generators = example_generators(torch.tensor(x), 1)
     model = load(packed / "artifacts")
-    expected = importance_sampling(model, torch.tensor(x), 30, generator=generator)
+    expected = importance_sampling(model, torch.tensor(x), 30, generator=generators)
     for name in ("log_px", "se", "ess", "khat"):
         np.testing.assert_allclose(table[name], getattr(expected, name).numpy(), rtol=1e-6)
     np.testing.assert_allclose(table["bits_per_dim"], -table["log_px"] / (16 * np.log(2)))
+
+
+def test_an_examples_score_does_not_depend_on_those_beside_it(served: Any, x: np.ndarray) -> None:
+    table = served.predict(x)
+    alone = pd.concat([served.predict(x[[n]]) for n in (3, 17)], ignore_index=True)
+    pd.testing.assert_frame_equal(alone, table.iloc[[3, 17]].reset_index(drop=True), rtol=1e-5)
+    other = served.predict(x, params={"seed": 1})["log_px"]
+    assert (other != table["log_px"]).all()
+    assert np.abs(other - table["log_px"]).mean() < 5 * table["se"].mean()
 
 
 def test_percentiles_count_the_validation_split(served: Any, packed: Path) -> None:
@@ -151,8 +160,30 @@ def test_percentiles_count_the_validation_split(served: Any, packed: Path) -> No
     table = served.predict(valid)
     ranks = table["log_px"].rank() - 1
     np.testing.assert_allclose(table["percentile"], 100 * ranks / (len(valid) - 1), atol=1.0)
-    assert table["percentile"][table["log_px"].idxmin()] == 0
-    assert table["percentile"][table["log_px"].idxmax()] == 100
+    assert table["percentile"].max() == 100
+    assert table["percentile"].min() == 0
+
+
+def test_the_evaluations_own_examples_get_its_own_scores(served: Any, packed: Path) -> None:
+    test = load_split(packed.parent / "data", "test").x
+    stored = pd.read_parquet(packed.parent / "evaluate" / "per_example.parquet")
+    np.testing.assert_allclose(served.predict(test)["log_px"], stored["log_px"], rtol=1e-6)
+
+
+def test_a_twentieth_of_fresh_data_lies_below_the_fifth_percentile(tmp_path: Path) -> None:
+    """Reference and fresh data from one source; both samples count in the binomial tolerance."""
+    model = direct(tmp_path / "m", latent_dim=1)
+    fresh, valid = 1500, 1000
+    x = model.predict(None, np.zeros(1), {"task": "sample", "num_samples": fresh + valid})
+    log_px = model.predict(None, x)["log_px"].to_numpy()
+    probabilities = np.linspace(0, 1, 101)
+    model.reference_log_px = np.quantile(log_px[:valid], probabilities)
+    model.reference_percent = 100 * probabilities
+    percentile = model.predict(None, x[valid:])["percentile"]
+    for limit in (5, 50, 95):
+        share = limit / 100
+        tolerance = 3 * np.sqrt(share * (1 - share) * (1 / fresh + 1 / valid))
+        assert (percentile < limit).mean() == pytest.approx(share, abs=tolerance)
 
 
 @pytest.mark.parametrize("form", ["uint8", "int64", "float32", "flat", "list", "frame", "pixels"])
@@ -210,7 +241,7 @@ def test_samples_are_seeded_grey_images_with_the_models_mean(served: Any, packed
     assert (np.abs(many.mean(0) - expected) < 5 * error).all()
 
 
-def direct(folder: Path, **changes: Any) -> Any:
+def direct(folder: Path, columns: list[str] | None = None, **changes: Any) -> Any:
     """The pyfunc around any model, as MLflow sets it up."""
     torch.manual_seed(0)
     defaults: dict[str, Any] = {"data_shape": (3,), "space": "continuous", "latent_dim": 2}
@@ -218,6 +249,7 @@ def direct(folder: Path, **changes: Any) -> Any:
     save(VAE(config), folder)
     reference = {"log_px": [-9.0, -5.0], "probabilities": [0.0, 1.0], "num_samples": 20}
     builders.write_json(folder / "reference.json", reference)
+    builders.write_json(folder / "data.json", {"columns": columns})
     model = ScoredVAE()
     weights = str(folder / "weights.safetensors")
     model.load_context(SimpleNamespace(artifacts={"weights": weights}))
@@ -252,6 +284,20 @@ def test_a_table_is_scored_by_frame_and_array_without_bits(tmp_path: Path) -> No
         model.predict(None, table[["a", "b"]])
 
 
+def test_a_tables_columns_are_found_by_name(tmp_path: Path) -> None:
+    model = direct(tmp_path / "m", columns=["a", "b", "c"])
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(5, 3)), columns=["a", "b", "c"])
+    scores = model.predict(None, table)
+    mixed = table[["c", "a", "b"]].assign(id="x")
+    pd.testing.assert_frame_equal(scores, model.predict(None, mixed))
+    unnamed = pd.DataFrame(table.to_numpy())
+    pd.testing.assert_frame_equal(scores, model.predict(None, unnamed))
+    with pytest.raises(MlflowException, match="the columns b are missing; expected a, b, c; found"):
+        model.predict(None, table.rename(columns={"b": "bb"}))
+    with pytest.raises(MlflowException, match="expected each column once"):
+        model.predict(None, table[["a", "b", "c", "a"]])
+
+
 def test_binary_data_takes_zero_and_one_only(tmp_path: Path) -> None:
     model = direct(tmp_path / "m", data_shape=(1, 2, 2), space="binary", likelihood="bernoulli")
     assert len(model.predict(None, np.array([[0, 1, 1, 0]]))) == 1
@@ -272,6 +318,12 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("unit", {}, "expected whole grey levels 0…255, not rescaled; found values from 0.5 to 0.5"),
     ("bright", {}, "not rescaled; found values from 256 to 256"),
     ("x", {"task": "decode"}, "decode takes z of shape (B, 2)"),
+    ("many", {"num_samples": 100_000}, "30 examples with 100,000 samples each are more than a"),
+    (
+        "x",
+        {"task": "sample", "num_samples": 100_000, "seed": 2**64},
+        "seed is 18446744073709551616",
+    ),
 ]
 
 
@@ -285,6 +337,7 @@ def bad_input(name: str, x: np.ndarray) -> np.ndarray:
         "nan": nan,
         "unit": np.full((1, *builders.SHAPE), 0.5),
         "bright": np.full((1, *builders.SHAPE), 256),
+        "many": x[:30],
     }[name]
 
 
@@ -299,9 +352,17 @@ def test_bad_requests_are_refused_in_a_sentence(
 
 
 def test_text_and_ragged_rows_are_refused(served: Any) -> None:
-    for data in ([["a"] * 16], [[1.0] * 16, [1.0]]):
+    for data in ([["a"] * 16], [["1"] * 16], [[1.0] * 16, [1.0]], np.full((1, 16), 1j)):
         with pytest.raises(MlflowException, match="numbers in rows of equal length"):
             served.predict(data)
+
+
+def test_more_values_than_a_call_may_have_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MlflowException, match="at most 16,777,216 values in one call; found"):
+        to_array(np.broadcast_to(np.float32(0), (MOST_VALUES + 1,)))
+    model = direct(tmp_path / "m", data_shape=(200,))
+    with pytest.raises(MlflowException, match="values in one call; asked for 20,000,000"):
+        model.predict(None, np.zeros(1), {"task": "sample", "num_samples": 100_000})
 
 
 def test_another_model_in_the_process_keeps_mlflows_own_checks(served: Any) -> None:

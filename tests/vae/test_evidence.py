@@ -16,8 +16,10 @@ from vae.evidence import KHAT_LIMIT, importance_sampling, prior_monte_carlo
 from vae.importance_weights import (
     NOISE_BLOCK,
     WeightStream,
+    example_generators,
     ladder_rungs,
     pareto_khat,
+    standard_normal,
     tail_length,
 )
 from vae.likelihoods import LIKELIHOODS
@@ -421,3 +423,23 @@ def test_prior_monte_carlo_s_ess_falls_exponentially_with_the_latent_dimension()
     steps = np.diff([0, *logs])
     assert (steps < -0.3).all()  # each latent dimension costs a constant factor
     assert steps.std() < 0.15 * -steps.mean()
+
+
+def test_noise_of_each_examples_own_makes_its_estimate_independent_of_the_batch():
+    torch.manual_seed(0)
+    config = {"data_shape": (3,), "space": "continuous", "likelihood": "gaussian"}
+    model = VAE(VAEConfig(**config, latent_dim=2, hidden=(8,))).double().eval()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    together = importance_sampling(model, x, 40, generator=example_generators(x, 7))
+    for row in (1, 4):
+        one = x[row : row + 1]
+        alone = importance_sampling(model, one, 40, generator=example_generators(one, 7))
+        for name in ("log_px", "se", "ess", "elbo"):
+            found, expected = getattr(alone, name)[0], getattr(together, name)[row]
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+    twice = torch.cat([x[:1], x[:1]])
+    same = importance_sampling(model, twice, 40, generator=example_generators(twice, 7))
+    assert same.log_px[0] == same.log_px[1]
+    noise = standard_normal((4000, 2, 3), like=x, generator=example_generators(x[:2], 7)).numpy()
+    assert abs(np.corrcoef(noise.reshape(-1, 2, 3)[:, 0].ravel(), noise[:, 1].ravel())[0, 1]) < 0.04
+    assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-3
