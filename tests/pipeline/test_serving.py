@@ -432,6 +432,12 @@ def test_every_task_is_served(address: str, served: Any, x: np.ndarray) -> None:
     drawn = tell(x[:1], task="sample", num_samples=3, seed=5)
     params = {"task": "sample", "num_samples": 3, "seed": 5}
     np.testing.assert_array_equal(drawn, served.predict(x[:1], params=params))
+    np.testing.assert_array_equal(drawn, tell(np.empty(0), task="sample", num_samples=3, seed=5))
+    frame = {"columns": list(range(16)), "data": x[:2].reshape(2, -1).tolist()}
+    status, text = ask(address, {"dataframe_split": frame})
+    assert status == 200, text
+    framed = [row["log_px"] for row in strict_json(text)["predictions"]]
+    np.testing.assert_allclose(framed, served.predict(x[:2])["log_px"], rtol=1e-6)
     (row,) = tell(x[:1], num_samples=1)
     assert (row["se"], row["khat"]) == (None, None)
 
