@@ -12,13 +12,20 @@ export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
+ifdef Q
+export TIGHTBOUND_VERBOSITY := quiet
+endif
+ifdef V
+export TIGHTBOUND_VERBOSITY := verbose
+endif
 
 PYTHON ?= >=3.11,<3.14
 INSTALLED := .venv/.installed
 CHECKED := .venv/.params-checked
 
 help:
-	@echo "make run        data → sweep → train → evaluate → register → report; does only what changed"
+	@echo "make run        data → sweep → train → evaluate → register → report; does only what changed;"
+	@echo "                Q=1: faults alone; V=1: every step"
 	@echo "make report     show the report page"
 	@echo "make ui         MLflow's page of runs and registered models"
 	@echo "make sync       send MLflow what it missed while it was down"
@@ -30,9 +37,9 @@ help:
 	@echo "make lock       pin the newest versions that pyproject.toml allows"
 
 run: $(INSTALLED) $(CHECKED)
-	@dvc repro --quiet
+	@dvc repro $(if $(V),,--quiet)
 	@python -m pipeline.register --ensure
-	@echo "report:    reports/report.html"
+	@$(if $(Q),true,echo "report     reports/report.html")
 
 # A wrong params.yaml is told before anything starts.
 $(CHECKED): params.yaml pipeline/params.py pipeline/fields.py pipeline/yaml_file.py $(INSTALLED)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pipeline.figures import save
 from pipeline.params import EvaluateParams, Params, load_params
 from pipeline.prepared import Meta, Split, load_meta, load_split
 from pipeline.stage import UserError, run_stage, say, whole_directory, write_json
+from pipeline.terminal import steps
 from vae import VAE, load
 from vae.checkpoint import CheckpointError
 from vae.diagnostics import active_units, collapse_verdict
@@ -58,7 +60,12 @@ class SplitEvidence:
 
 
 def score_split(
-    model: VAE, x: Tensor, num_samples: int, seed: int, proposal: str = "encoder"
+    model: VAE,
+    x: Tensor,
+    num_samples: int,
+    seed: int,
+    proposal: str = "encoder",
+    done: Callable[[int], None] | None = None,
 ) -> SplitEvidence:
     """Importance-sampled log p(x) and the ELBO's terms for every example of a split.
 
@@ -68,6 +75,7 @@ def score_split(
         num_samples: K.
         seed: of the importance samples; each example's noise is its own, as in the served model.
         proposal: a name in `vae.proposals`.
+        done: told after each batch how many examples are behind it.
 
     The ELBO's terms are means over min(K, 100) samples of the encoder's posterior; the KL is
     exact where it has a closed form.
@@ -87,6 +95,8 @@ def score_split(
         row["proposal_elbo"] = found.elbo
         rows.append(row | {"log_px_z": bound.log_px_z, "kl": kl, "elbo": bound.log_px_z - kl})
         ladders.append(found.ladder)
+        if done is not None:
+            done(sum(len(row["kl"]) for row in rows))
     columns = {name: _joined([row[name] for row in rows]) for name in rows[0]}
     return SplitEvidence(
         **columns, ladder={k: _joined([ladder[k] for ladder in ladders]) for k in ladders[0]}
@@ -175,12 +185,14 @@ def evaluate(
     history = _read_history(train / "history.csv")
     K = config.num_importance_samples
     say(
-        f"evaluate   {len(x['test']):,} test and {len(x['valid']):,} validation examples, "
-        f"K = {K:,} importance samples each, {config.proposal} proposals"
+        f"evaluate   how likely is unseen data? {len(x['test']):,} test and "
+        f"{len(x['valid']):,} validation examples, K = {K:,}, {config.proposal} proposals"
     )
-    test, valid = (
-        score_split(model, x[name], K, config.seed, config.proposal) for name in ("test", "valid")
-    )
+    settings = (K, config.seed, config.proposal)
+    with steps("evaluate", len(x["test"]) + len(x["valid"]), "example") as shown:
+        test = score_split(model, x["test"], *settings, done=shown.to)
+        before = len(x["test"])
+        valid = score_split(model, x["valid"], *settings, done=lambda n: shown.to(before + n))
     baselines = fit_baselines(
         x["train"],
         x["valid"],

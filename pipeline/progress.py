@@ -1,4 +1,4 @@
-"""What a person sees while Ray works: a line for each trial and for each epoch."""
+"""From Ray to the terminal: each finished trial and each epoch, as they are reported."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from typing import Any
 from ray.train import UserCallback
 from ray.tune import Callback
 
-from pipeline.stage import say
+from pipeline.terminal import advance
 from vae.model import VAEConfig
 
 POLL_SECONDS = 0.5
 
 
 class TrialProgress(Callback):
-    """A line for each finished trial of the sweep; Tune calls it in the driver."""
+    """Shows each finished trial of the sweep; Tune calls it in the driver."""
 
-    def __init__(self, total: int, model: VAEConfig) -> None:
-        self.total = total
+    def __init__(self, model: VAEConfig) -> None:
         self.discrete = model.space != "continuous"
         self.dims = math.prod(model.data_shape)
 
@@ -49,10 +48,8 @@ class TrialProgress(Callback):
         point = trial.config["point"]
         seconds = trial.last_result.get("fit_seconds")
         took = "" if seconds is None else f"  {seconds:5.1f} s"
-        say(
-            f"sweep      {done:>2}/{self.total}  latent_dim {point['latent_dim']!s:>4}  "
-            f"{point['likelihood']:<22}{outcome}{took}"
-        )
+        text = f"{point['likelihood']}, {point['latent_dim']} latent"
+        advance(done, f"{text:<34}{outcome}{took}")
 
 
 class EpochLog(UserCallback):
@@ -69,28 +66,21 @@ class EpochLog(UserCallback):
 
 
 class EpochLines:
-    """Prints a line an epoch: the ELBO's terms on the validation split, speed and time left."""
+    """Shows each epoch: the ELBO's terms on the validation split, and the speed."""
 
-    def __init__(self, epochs: int, on_epoch: Callable[[dict[str, Any]], None]) -> None:
-        self.epochs = epochs
+    def __init__(self, on_epoch: Callable[[dict[str, Any]], None]) -> None:
         self.on_epoch = on_epoch
         self.diverged = ""
-        self.times: list[float] = []
 
     def show(self, row: dict[str, Any]) -> None:
         if "diverged" in row:
             self.diverged = row["diverged"]
             return
         self.on_epoch(row)
-        self.times = [*self.times[-9:], row["time"]]
-        left = ""
-        if len(self.times) > 1:
-            seconds_each = (self.times[-1] - self.times[0]) / (len(self.times) - 1)
-            left = f"  {seconds_each * (self.epochs - row['epoch']):4.0f} s left"
-        say(
-            f"train      epoch {row['epoch']:>3}/{self.epochs}  elbo {row['valid_elbo']:9.2f}  "
-            f"log p(x|z) {row['valid_log_px_z']:9.2f}  KL {row['valid_kl']:6.2f}  "
-            f"{row['images_per_s']:6.0f} images/s{left}"
+        advance(
+            row["epoch"],
+            f"elbo {row['valid_elbo']:.2f}  log p(x|z) {row['valid_log_px_z']:.2f}  "
+            f"KL {row['valid_kl']:.2f}  {row['images_per_s']:,.0f} examples/s",
         )
 
 

@@ -159,7 +159,7 @@ def main() -> None:
     checks = selfcheck()
     write_report(checks, paths.selfcheck)
     say(
-        f"selfcheck: {len(checks)} checks of importance sampling against exact log p(x) passed "
+        f"selfcheck  {len(checks)} checks of importance sampling against exact log p(x) passed "
         f"(d = {', '.join(map(str, LATENT_DIMS))}, K = {NUM_SAMPLES:,})"
     )
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.terminal import say, tell_fault
 from vae.files import whole_directory
 
 __all__ = [
@@ -46,15 +47,10 @@ def run_stage(main: Callable[[], None]) -> None:
         if os.environ.get(DEBUG_VARIABLE) == "1":
             traceback.print_exc()
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        print(f"error: {message}", file=sys.stderr)
+        tell_fault(f"error: {message}")
         if not isinstance(error, UserError):
-            print(f"       ({DEBUG_VARIABLE}=1 shows where)", file=sys.stderr)
+            tell_fault(f"       ({DEBUG_VARIABLE}=1 shows where)")
         sys.exit(1)
-
-
-def say(message: str) -> None:
-    """Print one line for the person at the terminal, at once."""
-    print(message, flush=True)
 
 
 def project_root() -> Path:

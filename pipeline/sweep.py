@@ -14,6 +14,7 @@ import argparse
 import itertools
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from pipeline.params import Params, load_params
 from pipeline.plots import sweep_plot
 from pipeline.prepared import Meta, load_meta, load_split
 from pipeline.stage import UserError, read_json, run_stage, say, whole_directory, write_json
+from pipeline.terminal import steps
 from pipeline.trial import tune_trial
 from pipeline.worker import TrainingArrays, TrainingJob
 from vae.model import VAEConfig
@@ -111,9 +113,15 @@ def sweep(params: Params, prepared: Path, out: Path) -> None:
         say(f"sweep      one point, nothing to train: {describe(points[0])} (pinned in `model`)")
         rows = [{"trial_id": "pinned", "status": "pinned", **points[0]}]
     else:
+        say(
+            f"sweep      which likelihood and how many latent dimensions? {len(points)} trials of "
+            f"{training.epochs} epochs"
+        )
         rows = run_trials(params, job, points, load_arrays(prepared, meta), content_hash)
     trials = to_frame(rows, meta, training.seed)
     best = choose(trials)
+    if len(points) > 1:
+        say(f"sweep      chosen: {describe(best)}, {score_of(best)} on the validation split")
     with whole_directory(out) as fresh:
         trials.to_csv(fresh / "trials.csv", index=False)
         write_json(fresh / "best.json", best_config(job, best, meta))
@@ -171,10 +179,11 @@ def run_trials(
                     name=folder.name,
                     storage_path=str(folder.parent),
                     verbose=0,
-                    callbacks=[TrialProgress(len(points), job.model)],
+                    callbacks=[TrialProgress(job.model)],
                 ),
             )
-        return [_row(result) for result in tuner.fit()]
+        with steps("sweep", len(points), "trial", lines=len(points)):
+            return [_row(result) for result in tuner.fit()]
 
 
 def _scheduler(params: Params) -> Any:
@@ -262,8 +271,16 @@ def best_config(job: TrainingJob, best: pd.Series, meta: Meta) -> dict[str, Any]
     }
 
 
-def describe(point: dict[str, Any]) -> str:
+def describe(point: Mapping[str, Any] | pd.Series) -> str:
     return f"{point['likelihood']}, {point['latent_dim']} latent dimensions"
+
+
+def score_of(trial: pd.Series) -> str:
+    """A trial's score and its standard error, in the common unit."""
+    if math.isfinite(trial["valid_bits_per_dim"]):
+        found, error = trial["valid_bits_per_dim"], trial["valid_bits_per_dim_se"]
+        return f"{found:.4f} ± {error:.4f} bits/dim"
+    return f"log p(x) {trial['valid_log_px']:.3f} ± {trial['valid_log_px_se']:.3f} nats"
 
 
 def main() -> None:

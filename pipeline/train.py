@@ -20,8 +20,9 @@ import pandas as pd
 from pipeline import cluster, runs, tracking
 from pipeline.params import Params, load_params
 from pipeline.prepared import load_meta
-from pipeline.stage import UserError, read_json, run_stage, whole_directory, write_json
+from pipeline.stage import UserError, read_json, run_stage, say, whole_directory, write_json
 from pipeline.sweep import load_arrays
+from pipeline.terminal import duration, steps
 from pipeline.worker import STATE, TrainingArrays, TrainingJob, train_worker
 from vae.checkpoint import load_state, save
 from vae.model import VAE, VAEConfig
@@ -49,6 +50,11 @@ def train(params: Params, prepared: Path, best: Path, model_out: Path, out: Path
     }
     content_hash = runs.stage_hash("train", content)
     facts = runs.run_facts("train", content_hash, meta.hash, content)
+    workers = params.scaling.num_workers
+    say(
+        f"train      {job.model.likelihood}, {job.model.latent_dim} latent dimensions, on "
+        f"{workers} worker{'s' if workers > 1 else ''}, at most {job.training.epochs} epochs"
+    )
     with tracking.live_run(params, facts) as live:
         arrays = load_arrays(prepared, meta)
         model, state = run_workers(params, job, arrays, content_hash, live.log_epoch)
@@ -59,6 +65,11 @@ def train(params: Params, prepared: Path, best: Path, model_out: Path, out: Path
         write_json(fresh / "run.json", facts | {"finished": time.time()})
     model.load_state_dict(state.best_weights)
     save(model, model_out)
+    kept = summary(history, params)
+    say(
+        f"train      {kept['epochs']} epochs in {duration(kept['seconds'])}; kept: epoch "
+        f"{kept['best_epoch']}, validation ELBO {kept['valid_elbo']:.2f} nats"
+    )
     tracking.mirror_training(params, out, model_out, best.parent)
 
 
@@ -109,8 +120,8 @@ def run_workers(
                 checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             ),
         )
-        lines = EpochLines(job.training.epochs, on_epoch)
-        with follow(log, lines.show):
+        lines = EpochLines(on_epoch)
+        with steps("train", job.training.epochs, "epoch"), follow(log, lines.show):
             try:
                 result = trainer.fit()
             except SystemExit as stopped:  # Ray Train's answer to Ctrl-C

@@ -150,7 +150,9 @@ def test_the_terminal_tells_our_story_and_nothing_else(first_run: FirstRun):
     assert [line for line in lines if not line.startswith(OURS + DVCS)] == []
     assert [line for line in lines if any(word in line for word in FOREIGN)] == []
     assert sum(line.startswith("train      epoch") for line in lines) == 4
-    assert sum(line.startswith("sweep") and "bits/dim" in line for line in lines) == 4
+    trials = [line for line in lines if line.startswith("sweep      trial ")]
+    assert [line.split()[2] for line in trials] == ["1/4", "2/4", "3/4", "4/4"]
+    assert all("bits/dim" in line for line in trials)
 
 
 def test_the_champion_scores_an_image(project: Project, tmp_path: Path):

@@ -21,7 +21,8 @@ ORDER = ["prepare", "selfcheck", "sweep", "train", "evaluate", "register", "repo
 
 # What carries values and files from here to there.
 CARRIERS = {
-    f"pipeline/{name}.py" for name in ("params", "fields", "yaml_file", "stage", "prepared")
+    f"pipeline/{name}.py"
+    for name in ("params", "fields", "yaml_file", "stage", "terminal", "prepared")
 }
 CARRIERS |= {f"pipeline/{name}.py" for name in ("cluster", "progress", "runs", "store", "tracking")}
 CARRIERS |= {"vae/files.py"}
