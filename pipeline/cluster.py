@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.stage import UserError
+from pipeline.storage import worker_environment
 from pipeline.store import set_environment
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
@@ -49,7 +50,12 @@ def connect(*, object_store_bytes: int = 256 * MEGABYTE) -> Iterator[None]:
     address = os.environ.get(ADDRESS_VARIABLE)
     try:
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": worker_environment()},
+            )
         else:
             ray.init(
                 include_dashboard=False,

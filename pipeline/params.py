@@ -105,6 +105,12 @@ class ScalingParams(Section):
     threads_per_worker: Count
     use_gpu: bool
     max_failures: Annotated[int, Ge(0)]
+    storage: Name | None
+
+    def _faults(self) -> Iterable[str]:
+        scheme, colon, rest = (self.storage or "").partition("://")
+        if colon and (scheme != "s3" or "?" in rest or not rest.strip("/")):
+            yield f"storage: expected a path or s3://bucket/prefix, got {shown(self.storage)}"
 
 
 @dataclass(frozen=True, kw_only=True)

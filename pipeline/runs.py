@@ -7,21 +7,20 @@ torch and ray. Scaling, tracking and terminal settings do not change results and
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.stage import UserError, project_root
+from pipeline.stage import UserError
+from pipeline.storage import Held, open_storage
 from pipeline.store import flatten
 
 KEPT_RUNS = 5
@@ -64,44 +63,40 @@ def _code_deps(stage: str, dvc_file: Path) -> list[Path]:
     return found
 
 
-def storage() -> Path:
-    """Where Ray's runs live: `TIGHTBOUND_STORAGE`, else `.tightbound/ray` in the repository."""
-    given = os.environ.get("TIGHTBOUND_STORAGE")
-    return Path(given).resolve() if given else project_root() / ".tightbound" / "ray"
+@dataclass(frozen=True)
+class Run:
+    """A run that this process holds.
+
+    folder: for the driver's own files (epochs.jsonl). storage: where Ray keeps the run under its
+    `name`, as `storage_path` takes it; the same as folder's parent unless that is s3://….
+    """
+
+    name: str
+    folder: Path
+    storage: str
+
+    @property
+    def address(self) -> str:
+        return f"{self.storage}/{self.name}"
 
 
 @contextmanager
-def claim(stage: str, content_hash: str) -> Iterator[Path]:
-    """Yield this run's folder, held by this process alone, and prune old runs of the stage.
+def claim(stage: str, content_hash: str, storage: str | None) -> Iterator[Run]:
+    """Yield this run, held by this process alone, and prune old runs of the stage.
 
     A killed `dvc repro` leaves its stage running; a second one must not write beside it.
-    Raises UserError when another process holds the run.
+    storage: `scaling.storage`. Raises UserError when another process holds the run.
     """
-    folder = storage() / f"{stage}-{content_hash[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (storage() / f"{folder.name}.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise UserError(
-                f"process {lock.read().strip() or '?'} is still working on this {stage}; "
-                "wait for it or end it, then run the same command again"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        os.utime(folder)
-        yield folder
-        _prune(stage)
-
-
-def _prune(stage: str) -> None:
-    folders = sorted(
-        (path for path in storage().glob(f"{stage}-*") if path.is_dir()),
-        key=lambda path: path.stat().st_mtime,
-        reverse=True,
-    )
-    for path in folders[KEPT_RUNS:]:
-        shutil.rmtree(path, ignore_errors=True)
-        (path.parent / f"{path.name}.lock").unlink(missing_ok=True)
+    place = open_storage(storage)
+    name = f"{stage}-{content_hash[:16]}"
+    try:
+        with place.held(name):
+            folder = place.home / name
+            folder.mkdir(exist_ok=True)
+            yield Run(name, folder, place.address)
+            place.prune(f"{stage}-", KEPT_RUNS)
+    except Held as holder:
+        raise UserError(
+            f"{holder} is still working on this {stage}; "
+            "wait for it or end it, then run the same command again"
+        ) from None

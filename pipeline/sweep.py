@@ -26,6 +26,7 @@ from pipeline.params import Params, load_params
 from pipeline.plots import sweep_plot
 from pipeline.prepared import Meta, load_meta, load_split
 from pipeline.stage import UserError, read_json, run_stage, say, whole_directory, write_json
+from pipeline.storage import require_shared
 from pipeline.terminal import steps
 from pipeline.trial import tune_trial
 from pipeline.worker import TrainingArrays, TrainingJob
@@ -140,7 +141,7 @@ def run_trials(
     """Train every point under Ray Tune; one row for each, failed ones with their error."""
     gpus = 1 if params.scaling.use_gpu else 0
     with (
-        runs.claim("sweep", content_hash) as folder,
+        runs.claim("sweep", content_hash, params.scaling.storage) as run,
         cluster.connect(object_store_bytes=cluster.store_size(arrays.nbytes)),
     ):
         from ray import tune
@@ -148,6 +149,7 @@ def run_trials(
         from pipeline.progress import TrialProgress
 
         cluster.require(job.threads, gpus, key="scaling.threads_per_worker (or scaling.use_gpu)")
+        require_shared(run.storage, key="scaling.storage")
         trainable = tune.with_resources(
             tune.with_parameters(
                 tune_trial,
@@ -158,10 +160,10 @@ def run_trials(
             ),
             {"cpu": job.threads, "gpu": gpus},
         )
-        if tune.Tuner.can_restore(str(folder)):
+        if tune.Tuner.can_restore(run.address):
             say("sweep      goes on with the trials that are finished")
             tuner = tune.Tuner.restore(
-                str(folder), trainable, resume_unfinished=True, restart_errored=True
+                run.address, trainable, resume_unfinished=True, restart_errored=True
             )
         else:
             tuner = tune.Tuner(
@@ -176,8 +178,8 @@ def run_trials(
                 ),
                 run_config=tune.RunConfig(
                     failure_config=tune.FailureConfig(max_failures=params.scaling.max_failures),
-                    name=folder.name,
-                    storage_path=str(folder.parent),
+                    name=run.name,
+                    storage_path=run.storage,
                     verbose=0,
                     callbacks=[TrialProgress(job.model)],
                 ),

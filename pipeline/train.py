@@ -21,6 +21,7 @@ from pipeline import cluster, runs, tracking
 from pipeline.params import Params, load_params
 from pipeline.prepared import load_meta
 from pipeline.stage import UserError, read_json, run_stage, say, whole_directory, write_json
+from pipeline.storage import require_shared
 from pipeline.sweep import load_arrays
 from pipeline.terminal import duration, steps
 from pipeline.worker import STATE, TrainingArrays, TrainingJob, train_worker
@@ -86,7 +87,7 @@ def run_workers(
     """
     scaling = params.scaling
     with (
-        runs.claim("train", content_hash) as folder,
+        runs.claim("train", content_hash, scaling.storage) as run,
         cluster.connect(object_store_bytes=cluster.store_size(arrays.nbytes)),
     ):
         import ray
@@ -100,7 +101,8 @@ def run_workers(
             scaling.num_workers if scaling.use_gpu else 0,
             key="scaling.num_workers (or scaling.threads_per_worker, scaling.use_gpu)",
         )
-        log = folder / "epochs.jsonl"
+        require_shared(run.storage, key="scaling.storage")
+        log = run.folder / "epochs.jsonl"
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"job": job, "arrays": ray.put(arrays)},
@@ -111,8 +113,8 @@ def run_workers(
                 resources_per_worker={"CPU": scaling.threads_per_worker},
             ),
             run_config=RunConfig(
-                name=folder.name,
-                storage_path=str(folder.parent),
+                name=run.name,
+                storage_path=run.storage,
                 callbacks=[EpochLog(log)],
                 failure_config=FailureConfig(
                     max_failures=scaling.max_failures, controller_failure_limit=1
@@ -127,7 +129,7 @@ def run_workers(
             except SystemExit as stopped:  # Ray Train's answer to Ctrl-C
                 raise KeyboardInterrupt from stopped
     if lines.diverged:
-        raise UserError(f"{lines.diverged} (the last good epoch is kept in {folder})")
+        raise UserError(f"{lines.diverged} (the last good epoch is kept in {run.address})")
     if result.checkpoint is None:
         raise UserError("training ended without a finished epoch")
     model = VAE(job.model)

@@ -1,5 +1,6 @@
 """Names of Ray runs: the same command finds its run, a changed one never does."""
 
+import os
 import subprocess
 import sys
 
@@ -39,7 +40,7 @@ def test_hash_follows_parameters_data_and_code_bytes_and_nothing_else(stages):
 def test_a_run_is_held_by_one_process(stages):
     program = (
         "from pipeline import runs\n"
-        "with runs.claim('train', 'abc'):\n"
+        "with runs.claim('train', 'abc', None):\n"
         "    print('held', flush=True); input()\n"
     )
     holder = subprocess.Popen(
@@ -53,27 +54,28 @@ def test_a_run_is_held_by_one_process(stages):
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     with (
-        pytest.raises(UserError, match=f"process {holder.pid} is still working"),
-        runs.claim("train", "abc"),
+        pytest.raises(UserError, match=rf"process {holder.pid} on \S+ is still working"),
+        runs.claim("train", "abc", None),
     ):
         pass
     holder.kill()
     holder.communicate()
-    with runs.claim("train", "abc") as folder:
-        assert folder.is_dir()
+    with runs.claim("train", "abc", None) as run:
+        assert run.folder.is_dir()
 
 
-def test_the_last_five_runs_of_a_stage_are_kept(stages):
-    import os
-
-    for number in range(7):
-        with runs.claim("train", f"{number}") as folder:
-            (folder / "checkpoint").write_text("x")
-        os.utime(folder, (number, number))
-    with runs.claim("sweep", "other"):
-        pass
-    with runs.claim("train", "7"):
-        pass
-    kept = sorted(path.name for path in (stages / "storage").iterdir() if path.is_dir())
-    assert kept == ["sweep-other", "train-3", "train-4", "train-5", "train-6", "train-7"]
-    assert len(list((stages / "storage").glob("train-*.lock"))) == 5
+def test_the_last_five_runs_of_a_stage_are_kept_and_those_at_work(stages):
+    storage = stages / "storage"
+    with runs.claim("train", "0", None):
+        for number in range(7):
+            if number:
+                with runs.claim("train", f"{number}", None) as run:
+                    (run.folder / "checkpoint").write_text("x")
+            os.utime(storage / f"train-{number}.lock", (number, number))
+        with runs.claim("sweep", "other", None):
+            pass
+        with runs.claim("train", "7", None):
+            pass
+    kept = {path.name for path in storage.iterdir() if path.is_dir()}
+    assert kept == {"sweep-other", *(f"train-{number}" for number in (0, 3, 4, 5, 6, 7))}
+    assert {path.stem for path in storage.glob("*.lock")} == kept
