@@ -25,13 +25,15 @@ from vae.model import VAE, check_name
 from vae.posteriors import CholeskyNormal
 from vae.priors import Reparameterized
 
-MODE_STEPS = 100
-VARIATIONAL_STEPS = 20
+MODE_STEPS = 40
+NEWTON_STEPS = 3
+VARIATIONAL_STEPS = 9
 VARIATIONAL_SAMPLES = 16
+DAMPING = 0.7
 WIDEN = 1.1
 """Factor on the standard deviations: where the posterior is Gaussian, weights are then bounded."""
 
-SMALLEST_PRECISION = 0.1
+SMALLEST_PRECISION, LARGEST_PRECISION = 0.1, 10.0
 
 
 def make_proposal(name: str, model: VAE, x: Tensor) -> Reparameterized:
@@ -65,25 +67,32 @@ def laplace_proposal(model: VAE, x: Tensor) -> CholeskyNormal:
 def refined_proposal(model: VAE, x: Tensor) -> CholeskyNormal:
     """Laplace's Gaussian moved to the largest ELBO by mean and scales along its axes, widened.
 
-    The noise is a fixed scrambled Sobol set with its mirror image, so that the objective is
-    deterministic and the same for every example.
+    Each step solves, damped, what holds at the optimum (Opper and Archambeau 2009): with g the
+    gradient of log p(x, z) along the axes, E[g] = 0 and scale⁻² = -E[∂g/∂z] = -E[ε g] / scale. The
+    noise is a fixed scrambled Sobol set with its mirror image, the same for every example; of all
+    steps the one with the largest ELBO is kept.
     """
-    mode, axes = _mode_and_axes(model, x)
-    eps = _fixed_noise(VARIATIONAL_SAMPLES, mode.shape[-1]).to(mode).unsqueeze(1)
-    shift = torch.zeros_like(mode, requires_grad=True)
-    log_scale = torch.zeros_like(mode, requires_grad=True)
-    rate = 0.1
-    optimizer = torch.optim.Adam([shift, log_scale], lr=rate)
-    for step in range(VARIATIONAL_STEPS):
-        optimizer.param_groups[0]["lr"] = rate * (1 - step / VARIATIONAL_STEPS)
-        with torch.enable_grad():
-            z = mode + _apply(axes, shift + log_scale.exp() * eps)
-            elbo = _log_joint(model, x, z).mean(0) + log_scale.sum(-1)
-        shift.grad, log_scale.grad = torch.autograd.grad(-elbo.sum(), (shift, log_scale))
-        optimizer.step()
-    with torch.no_grad():
-        loc = mode + _apply(axes, shift)
-        return CholeskyNormal(loc, WIDEN * _cholesky(axes * log_scale.exp().unsqueeze(-2)))
+    loc, axes = _mode_and_axes(model, x)
+    eps = _fixed_noise(VARIATIONAL_SAMPLES, loc.shape[-1]).to(loc).unsqueeze(1)
+    shift, log_scale = torch.zeros_like(loc), torch.zeros_like(loc)
+    best = torch.full(loc.shape[:1], -math.inf).to(loc)
+    best_shift, best_log_scale = shift, log_scale
+    for _ in range(VARIATIONAL_STEPS):
+        scale = log_scale.exp()
+        log_joint, gradient = _value_and_gradient(
+            model, x, loc + _apply(axes, shift + scale * eps)
+        )
+        elbo = log_joint.mean(0) + log_scale.sum(-1)
+        better = (elbo > best).unsqueeze(-1)
+        best = best.maximum(elbo.nan_to_num(nan=-math.inf))
+        best_shift = torch.where(better, shift, best_shift)
+        best_log_scale = torch.where(better, log_scale, best_log_scale)
+        along = _apply(axes.mT, gradient)
+        precision = (-(eps * along).mean(0) / scale).clamp(SMALLEST_PRECISION, LARGEST_PRECISION)
+        shift = shift + DAMPING * along.mean(0) / precision
+        log_scale = log_scale - DAMPING * (0.5 * precision.log() + log_scale)
+    loc = loc + _apply(axes, best_shift)
+    return CholeskyNormal(loc, WIDEN * _cholesky(axes * best_log_scale.exp().unsqueeze(-2)))
 
 
 PROPOSALS: dict[str, Callable[[VAE, Tensor], Reparameterized]] = {
@@ -97,7 +106,8 @@ def _mode_and_axes(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
     """The posterior's mode (B, L), and axes A (B, L, L) with A Aᵀ = H⁻¹, eigenvectors as columns.
 
     Adam on log p(x, z) in units of the encoder's standard deviations, from the encoder's mean;
-    the Hessian by central differences of the gradient, along each latent.
+    the Hessian by central differences of the gradient, along each latent; then Newton's steps, as
+    far as they lead upwards.
     """
     q = encoder_proposal(model, x)
     start, scale = q.mean, q.variance.sqrt()
@@ -108,7 +118,13 @@ def _mode_and_axes(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
         whitened.grad = -scale * _gradient(model, x, start + scale * whitened)
         optimizer.step()
     mode = start + scale * whitened
-    return mode, _inverse_root(_curvature(model, x, mode, 0.1 * scale))
+    axes = _inverse_root(_curvature(model, x, mode, 0.1 * scale))
+    for _ in range(NEWTON_STEPS):
+        log_joint, gradient = _value_and_gradient(model, x, mode)
+        step = mode + _apply(axes, _apply(axes.mT, gradient))
+        better = _value_and_gradient(model, x, step)[0] > log_joint
+        mode = torch.where(better.unsqueeze(-1), step, mode)
+    return mode, axes
 
 
 def _curvature(model: VAE, x: Tensor, z: Tensor, step: Tensor) -> Tensor:
@@ -141,14 +157,15 @@ def _apply(axes: Tensor, vectors: Tensor) -> Tensor:
 
 
 def _gradient(model: VAE, x: Tensor, z: Tensor) -> Tensor:
+    return _value_and_gradient(model, x, z)[1]
+
+
+def _value_and_gradient(model: VAE, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """log p(x, z), (*, B), and its gradient in z, (*, B, L)."""
     z = z.detach().requires_grad_(True)
     with torch.enable_grad():
-        return torch.autograd.grad(_log_joint(model, x, z).sum(), z)[0]
-
-
-def _log_joint(model: VAE, x: Tensor, z: Tensor) -> Tensor:
-    """log p(x, z), z (*, B, L) -> (*, B)."""
-    return model.log_px_z(x, z) + model.prior().log_prob(z)
+        log_joint = model.log_px_z(x, z) + model.prior().log_prob(z)
+        return log_joint.detach(), torch.autograd.grad(log_joint.sum(), z)[0]
 
 
 def _fixed_noise(count: int, dimension: int) -> Tensor:
