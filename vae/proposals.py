@@ -79,9 +79,7 @@ def refined_proposal(model: VAE, x: Tensor) -> CholeskyNormal:
     best_shift, best_log_scale = shift, log_scale
     for _ in range(VARIATIONAL_STEPS):
         scale = log_scale.exp()
-        log_joint, gradient = _value_and_gradient(
-            model, x, loc + _apply(axes, shift + scale * eps)
-        )
+        log_joint, gradient = _value_and_gradient(model, x, loc + _apply(axes, shift + scale * eps))
         elbo = log_joint.mean(0) + log_scale.sum(-1)
         better = (elbo > best).unsqueeze(-1)
         best = best.maximum(elbo.nan_to_num(nan=-math.inf))
