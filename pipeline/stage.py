@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline import interrupt
 from pipeline.terminal import say, tell_fault
 from vae.files import whole_directory
 
@@ -34,15 +35,16 @@ class UserError(Exception):
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage's `main`; a fault becomes one message and exit code 1.
+    """Run a stage's `main`; a fault becomes one message and exit code 1, Ctrl-C exit code 130.
 
     The traceback is shown only with `TIGHTBOUND_DEBUG=1`.
     """
     try:
-        main()
+        with interrupt.watch():
+            main()
     except KeyboardInterrupt:
-        say("interrupted; the same command goes on from here")
-        sys.exit(130)
+        say(interrupt.MESSAGE)
+        sys.exit(interrupt.EXIT_CODE)
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE) == "1":
             traceback.print_exc()
