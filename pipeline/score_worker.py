@@ -1,0 +1,86 @@
+"""What runs inside Ray while new data is scored: chunks are read, and answered by the model."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.loading import load
+from pipeline.score_inputs import Chunk, Layout, Stream
+from pipeline.stage import UserError
+
+
+class Reader:
+    """A stream's chunks, as rows that travel through Ray."""
+
+    def __init__(self, streams: list[Stream], layout: Layout, done: frozenset[str]) -> None:
+        self.streams, self.layout, self.done = streams, layout, done
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        stream = self.streams[row["stream"]]
+        try:
+            for chunk in stream.read(stream, self.layout, self.done):
+                yield {"name": chunk.name, "chunk": pack(chunk), "fault": ""}
+        except UserError as fault:
+            yield {"name": "", "chunk": b"", "fault": str(fault)}
+        except Exception as error:  # a damaged file: pandas', zipfile's, Arrow's
+            text = f"{stream.path} cannot be read ({type(error).__name__}: {error})"
+            yield {"name": "", "chunk": b"", "fault": text}
+
+
+def answer(batch: Any, model: str, params: dict[str, Any], parts: str) -> dict[str, list[Any]]:
+    """Answer a chunk, a batch of one row, and write the answer as a file of its own, whole."""
+    name, fault = str(batch["name"][0]), str(batch["fault"][0])
+    if fault:
+        return {"rows": [0], "fault": [fault]}
+    ids, x = unpack(batch["chunk"][0])
+    try:
+        table = as_table(loaded(model).predict(x, params=params))
+    except Exception as error:
+        words = getattr(error, "message", str(error))
+        return {"rows": [0], "fault": [f"examples {ids[0]} … {ids[-1]}: {words}"]}
+    table.insert(0, "id", ids)
+    target = Path(parts) / f"{name}.parquet"
+    fresh = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    table.to_parquet(fresh, index=False)
+    fresh.replace(target)
+    return {"rows": [len(table)], "fault": [""]}
+
+
+@cache
+def loaded(model: str) -> Any:
+    """The model, once in each of Ray's worker processes."""
+    import torch
+
+    torch.set_num_threads(1)
+    return load(Path(model))
+
+
+def as_table(answer: Any) -> pd.DataFrame:
+    """The model's answer as columns: of `encode` mean[0] … and std[0] …"""
+    if isinstance(answer, pd.DataFrame):
+        return answer
+    columns = {
+        f"{key}[{index}]": values[:, index]
+        for key, values in answer.items()
+        for index in range(values.shape[1])
+    }
+    return pd.DataFrame(columns)
+
+
+def pack(chunk: Chunk) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, x=chunk.x, id=np.array(chunk.id, dtype=str))
+    return buffer.getvalue()
+
+
+def unpack(content: bytes) -> tuple[list[str], np.ndarray]:
+    with np.load(io.BytesIO(content)) as arrays:
+        return arrays["id"].tolist(), arrays["x"]
