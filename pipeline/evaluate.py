@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,8 @@ def evaluate(
     gallery = pictures.Gallery(
         model=model,
         x=x["test"],
-        labels=_label_words(splits["test"].label),
+        labels=_label_words(splits["test"].label, meta.classes),
+        columns=meta.columns,
         seed=config.seed,
     )
     with whole_directory(out) as fresh:
@@ -315,8 +316,10 @@ def _plain(content: Any) -> Any:
     return content
 
 
-def _label_words(label: np.ndarray) -> list[str] | None:
-    return None if (label < 0).all() else [str(value) for value in label]
+def _label_words(label: np.ndarray, classes: Sequence[str] | None) -> list[str] | None:
+    if (label < 0).all():
+        return None
+    return [str(classes[value]) if classes and value >= 0 else str(value) for value in label]
 
 
 def _joined(parts: list[Tensor]) -> np.ndarray:

@@ -54,7 +54,8 @@ def describe(hint: Any) -> str:
     if origin is Literal:
         return " | ".join(map(str, args))
     if origin is tuple:
-        return f"a list (each {describe(args[0])})"
+        count = "" if Ellipsis in args else f" of {len(args)}"
+        return f"a list{count} (each {describe(args[0])})"
     return _WORDS[hint]
 
 

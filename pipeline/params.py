@@ -31,6 +31,7 @@ Seed = Annotated[int, Ge(0), Le(2**31 - 1)]
 Fraction = Annotated[float, Gt(0), Lt(1)]
 Name = Annotated[str, MinLen(1)]
 Size = Annotated[int, Ge(1), Le(65536)]
+Side = Annotated[int, Ge(1), Le(1024)]
 
 
 class Section:
@@ -48,6 +49,22 @@ class Section:
         return ()
 
 
+# What `data.source` may begin with, besides the name of a user's module.
+SOURCE_NAMES = ("mnist5k", "torchvision", "folder", "npz", "npy", "table")
+_TAKES_ARGUMENT = ("torchvision",)
+_IMAGES = ("mnist5k", "torchvision", "folder")
+# Keys that only some sources read.
+_READ_BY = {
+    "size": ("folder", "torchvision"),
+    "channels": ("folder", "torchvision"),
+    "columns": ("table",),
+    "missing": ("table",),
+    "id": ("table",),
+    "label": ("table", "npz", "npy"),
+    "group": ("table", "npz", "npy"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataParams(Section):
     """`data`: where examples come from, as what they are modelled, and how they are split."""
@@ -56,10 +73,55 @@ class DataParams(Section):
     root: Name
     space: Literal["binary", "grey8", "continuous"]
     binarization: Literal["dynamic", "static", "threshold"]
+    size: Side | tuple[Side, Side] | None
+    channels: Literal[1, 3] | None
+    columns: Annotated[tuple[Name, ...], MinLen(1)] | None
+    missing: Literal["refuse", "mean", "median"]
+    id: Name | None
+    label: Name | None
+    group: Name | None
     valid_fraction: Fraction
     test_fraction: Fraction
     seed: Seed
     limit: Annotated[int, Ge(10)] | None
+
+    @property
+    def source_name(self) -> str:
+        """`data.source` up to the first colon."""
+        return self.source.partition(":")[0]
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """`data.size` as (height, width)."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    def _faults(self) -> Iterable[str]:
+        name, colon, argument = self.source.partition(":")
+        module = all(part.isidentifier() for part in [*name.split("."), argument])
+        known = argument or name not in _TAKES_ARGUMENT if name in SOURCE_NAMES else module
+        if not known:
+            near = _nearest(name, SOURCE_NAMES)
+            yield f"source: {shown(self.source)} is no data source{near}, or your module:function"
+        elif colon and name in SOURCE_NAMES and name not in _TAKES_ARGUMENT:
+            yield f"source: {name} takes nothing after its name; got {shown(self.source)}"
+        if self.space == "continuous" and name in _IMAGES:
+            yield (
+                f"space: continuous models real numbers, and source {name} gives 8-bit images; "
+                "use grey8 or binary"
+            )
+        if self.space != "continuous" and name == "table":
+            yield f"space: source table gives real numbers; use continuous, got {self.space}"
+        for key, sources in _READ_BY.items():
+            value = getattr(self, key)
+            if value not in (None, "refuse") and name in SOURCE_NAMES and name not in sources:
+                usual = "refuse" if key == "missing" else "null"
+                yield f"{key}: source {name} does not read it; set it to {usual}"
+        columns = self.columns or ()
+        for column in sorted({column for column in columns if columns.count(column) > 1}):
+            yield f"columns: expected each name once, got {shown(column)} again"
+        for key in ("id", "label", "group"):
+            if getattr(self, key) in columns:
+                yield f"{key}: {shown(getattr(self, key))} is one of data.columns, too"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,58 +2,107 @@
 
 Reads params `data` and its source. Writes data/prepared, whole or not at all.
 
-An example's split follows from a hash of its content, salted by the seed: added data moves no old
-example, and equal examples are never on both sides.
+An example's split follows from a hash of its content (or of its group), salted by the seed: added
+data moves no old example, and equal examples are never on both sides.
+
+Shapes: N examples.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pipeline.params import DataParams, load_params
-from pipeline.prepared import SPLITS, Meta, Split, write_prepared
+from pipeline.prepared import SPLITS, Meta, Split, shard_rows, write_shards
+from pipeline.preview import EXAMPLES, draw_preview
 from pipeline.sources import Examples, load_source
+from pipeline.sources.examples import some
 from pipeline.stage import UserError, run_stage, say, whole_directory
 
 SMALLEST_SPLIT = 2
+REPEATED_SHARE = 0.05
+# Values this many standard deviations from zero lose their spread in single precision.
+FARTHEST = 1e4
+BATCH_ROWS = 4096
 
 
 def prepare(data: DataParams, out: Path) -> Meta:
-    """Load `data.source`, split and binarise it, and write it to `out`."""
-    examples = load_source(data)
+    """Load `data.source`, split, fill and binarise it, and write it to `out`."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tmp-decoded-", dir=out.parent) as scratch:
+        examples = load_source(data, Path(scratch))
     check_space(examples.x, data)
     hashes = content_hashes(examples.x, data.seed)
-    keep = chosen(hashes, data.limit)
-    examples, hashes = _select(examples, keep), hashes[keep]
-    assigned = assign_splits(hashes, examples.is_test, data)
-    x = examples.x
-    if data.space == "binary":
-        dynamic = (assigned == "train") & (data.binarization == "dynamic")
-        x = binarize(x, hashes, data, keep_grey=dynamic)
-    splits = {}
+    order = chosen(hashes, data.limit)
+    hashes = hashes[order]
+    places = hashes if examples.group is None else _group_hashes(examples.group[order], data.seed)
+    own = None if examples.split is None else examples.split[order]
+    assigned = assign_splits(places, own, data)
     for name in SPLITS:
-        rows = assigned == name
-        splits[name] = Split(x=x[rows], label=examples.label[rows], id=examples.id[rows])
-        _check_size(name, int(rows.sum()), len(rows), data)
+        _check_size(name, int((assigned == name).sum()), len(order), data)
+    x, filled = fill_missing(examples, order, assigned == "train", data)
+    repeated = () if examples.columns is None else check_columns(x, order, assigned, examples)
+    blocks = _Blocks(examples, x, order, hashes, assigned, data)
     with whole_directory(out) as fresh:
-        meta = write_prepared(
+        meta = write_shards(
             fresh,
-            splits,
+            {name: blocks.shards(name) for name in SPLITS},
             dataset=examples.dataset,
             source=data.source,
             space=data.space,
             binarization=data.binarization if data.space == "binary" else None,
             duplicates=count_duplicates(hashes, assigned),
-            own_test_split=examples.is_test is not None,
+            own_test_split=examples.split is not None,
             num_classes=int(examples.label.max()) + 1 if examples.label.max() >= 0 else None,
+            columns=examples.columns,
+            classes=examples.classes,
+            filled=filled,
+            repeated_columns=repeated,
         )
-        preview(splits).save(fresh / "preview.png")
+        many = EXAMPLES if examples.columns is None else BATCH_ROWS
+        first = {name: blocks.part(name, slice(0, many)).x for name in SPLITS}
+        (fresh / "preview.png").write_bytes(draw_preview(first, examples.columns))
+    for line in (*examples.notes, *_warnings(meta)):
+        say(f"prepare    {line}")
     return meta
+
+
+class _Blocks:
+    """The splits, a block of examples at a time, as the data space wants them."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        x: np.ndarray,
+        order: np.ndarray,
+        hashes: np.ndarray,
+        assigned: np.ndarray,
+        data: DataParams,
+    ) -> None:
+        self.examples, self.x, self.order, self.hashes, self.data = examples, x, order, hashes, data
+        self.rows = {name: np.flatnonzero(assigned == name) for name in SPLITS}
+        self.black_and_white = data.space == "binary" and _largest(x) <= 1
+
+    def part(self, split: str, rows: slice) -> Split:
+        chosen = self.rows[split][rows]
+        places = self.order[chosen]
+        x = np.asarray(self.x[places])
+        if self.data.space == "binary":
+            if self.black_and_white:
+                x = x * np.uint8(255)
+            if split != "train" or self.data.binarization != "dynamic":
+                x = binarize(x, self.hashes[chosen], self.data)
+        return Split(x=x, label=self.examples.label[places], id=self.examples.id[places])
+
+    def shards(self, split: str) -> Iterator[Split]:
+        for rows in shard_rows(len(self.rows[split])):
+            yield self.part(split, rows)
 
 
 def check_space(x: np.ndarray, data: DataParams) -> None:
@@ -63,15 +112,27 @@ def check_space(x: np.ndarray, data: DataParams) -> None:
             f"data.space: continuous models real numbers, and {data.source} holds 8-bit images; "
             "use grey8, or binary"
         )
-    if len(x) and (x == x[0]).all():
+    if x.dtype != np.uint8 and data.space != "continuous":
+        raise UserError(
+            f"data.space: {data.space} models 8-bit images, and {data.source} holds real numbers; "
+            "use continuous"
+        )
+    if all((x[start : start + BATCH_ROWS] == x[0]).all() for start in range(0, len(x), BATCH_ROWS)):
         raise UserError(f"data.source: all {len(x)} examples of {data.source} are equal")
 
 
 def content_hashes(x: np.ndarray, seed: int) -> np.ndarray:
     """(N,) uint64: a hash of each example's values and shape, salted by the seed."""
     salt = f"{seed}{x.dtype.str}{x.shape[1:]}".encode()
-    rows = np.ascontiguousarray(x).reshape(len(x), -1)
-    digests = [hashlib.blake2b(row.data, digest_size=8, key=salt[:64]).digest() for row in rows]
+    return _hashes((row.data for row in np.ascontiguousarray(x).reshape(len(x), -1)), salt)
+
+
+def _group_hashes(group: np.ndarray, seed: int) -> np.ndarray:
+    return _hashes((name.encode() for name in group.tolist()), f"{seed}group".encode())
+
+
+def _hashes(contents: Iterator[bytes | memoryview], salt: bytes) -> np.ndarray:
+    digests = [hashlib.blake2b(c, digest_size=8, key=salt[:64]).digest() for c in contents]
     return np.frombuffer(b"".join(digests), "<u8")
 
 
@@ -84,33 +145,104 @@ def chosen(hashes: np.ndarray, limit: int | None) -> np.ndarray:
     return kept[np.argsort(hashes[kept], kind="stable")]
 
 
-def assign_splits(hashes: np.ndarray, is_test: np.ndarray | None, data: DataParams) -> np.ndarray:
-    """(N,) of "train", "valid", "test". valid_fraction is of what is not test data."""
+def assign_splits(hashes: np.ndarray, own: np.ndarray | None, data: DataParams) -> np.ndarray:
+    """(N,) of "train", "valid", "test". valid_fraction is of what is not test data.
+
+    own: the source's splits, which are kept; without a validation split it is taken from train.
+    """
     place = hashes.astype(np.float64) / 2.0**64
-    if is_test is None:
+    if own is None:
         is_test = place < data.test_fraction
         place = (place - data.test_fraction) / (1 - data.test_fraction)
+    else:
+        is_test = own == "test"
+        if (own == "valid").any():
+            place = np.where(own == "valid", 0.0, 1.0)
+        if not is_test.any():
+            raise UserError(
+                f"data.source: {data.source} brings {', '.join(np.unique(own))} and no test split"
+            )
     return np.where(is_test, "test", np.where(place < data.valid_fraction, "valid", "train"))
 
 
-def binarize(
-    x: np.ndarray, hashes: np.ndarray, data: DataParams, *, keep_grey: np.ndarray
-) -> np.ndarray:
-    """Grey levels → 0/1, but for the rows of `keep_grey` (N,), which are binarised at each visit.
+def binarize(x: np.ndarray, hashes: np.ndarray, data: DataParams) -> np.ndarray:
+    """Grey levels → 0/1, by `data.binarization`.
 
-    By `data.binarization`: x ~ Bernoulli(grey / 255), drawn once, from the example's content hash
-    (so from the seed), or 1 from grey level 128 up. Data of 0 and 1 only is black and white.
+    threshold: 1 from grey level 128 up. static, and what dynamic has for validation and test:
+    x ~ Bernoulli(grey / 255), drawn once, from the example's content hash (so from the seed).
     """
-    if x.max() <= 1:
-        x = x * np.uint8(255)
-    out = x.copy()
-    for row in np.flatnonzero(~keep_grey):
-        if data.binarization == "threshold":
-            out[row] = x[row] >= 128
-        else:
-            noise = np.random.Generator(np.random.Philox(int(hashes[row])))
-            out[row] = noise.random(x.shape[1:]) * 255 < x[row]
+    if data.binarization == "threshold":
+        return (x >= 128).astype(np.uint8)
+    out = np.empty_like(x)
+    for row in range(len(x)):
+        noise = np.random.Generator(np.random.Philox(int(hashes[row])))
+        out[row] = noise.random(x.shape[1:]) * 255 < x[row]
     return out
+
+
+def fill_missing(
+    examples: Examples, order: np.ndarray, is_train: np.ndarray, data: DataParams
+) -> tuple[np.ndarray, dict[str, float] | None]:
+    """x with its missing values (NaN) filled by `data.missing`, and what fills each column.
+
+    Statistics are the training split's. Raises UserError where values are missing and
+    `data.missing` is refuse, or a column has none to learn from.
+    """
+    x = examples.x
+    if examples.columns is None or not np.isnan(x).any():
+        return x, None
+    gaps = np.isnan(x)
+    names = [examples.columns[index] for index in np.flatnonzero(gaps.any(0))]
+    if data.missing == "refuse":
+        counts = some(
+            (f"{name!r} {int(gaps[:, examples.columns.index(name)].sum())}" for name in names), 8
+        )
+        first = examples.id[int(gaps.any(1).argmax())]
+        raise UserError(
+            f"data.missing: {int(gaps.any(1).sum())} of {len(x)} rows have missing values (the "
+            f"first: {first}); by column: {counts}; fill them, choose data.columns, or set "
+            "data.missing to mean or median"
+        )
+    train = x[order[is_train]]
+    empty = [examples.columns[i] for i in np.flatnonzero(np.isnan(train).all(0))]
+    if empty:
+        raise UserError(
+            f"data.missing: column {some(map(repr, empty), 8)} has no value in the training "
+            f"split, so no {data.missing}; leave it out of data.columns"
+        )
+    values = np.nanmean(train, 0) if data.missing == "mean" else np.nanmedian(train, 0)
+    return np.where(gaps, values, x), {name: float(values[examples.columns.index(name)])
+                                       for name in names}  # fmt: skip
+
+
+def check_columns(
+    x: np.ndarray, order: np.ndarray, assigned: np.ndarray, examples: Examples
+) -> tuple[str, ...]:
+    """The columns with many repeated values in the training split, where a density can spike.
+
+    Raises UserError for columns that have no density: constant ones, and those whose spread is
+    lost in the model's single precision.
+    """
+    assert examples.columns is not None
+    train = x[order[assigned == "train"]]
+    names = np.array(examples.columns)
+    spread = train.std(0)
+    constant = names[(train == train[0]).all(0)]
+    if len(constant):
+        raise UserError(
+            f"data.columns: {some(map(repr, constant.tolist()), 8)} has one value in the training "
+            "split, so no density; leave it out of data.columns"
+        )
+    lost = np.flatnonzero(np.abs(train.mean(0)) > FARTHEST * spread)
+    if len(lost):
+        first, more = lost[0], f" ({len(lost) - 1} more like it)" if len(lost) > 1 else ""
+        raise UserError(
+            f"data.columns: {examples.columns[first]!r} lies at {train[:, first].mean():g} with a "
+            f"standard deviation of {spread[first]:g}, which single precision cannot resolve{more}"
+            "; subtract an offset"
+        )
+    repeated = np.array([len(train) - len(np.unique(column)) for column in train.T])
+    return tuple(names[repeated > REPEATED_SHARE * len(train)].tolist())
 
 
 def count_duplicates(hashes: np.ndarray, assigned: np.ndarray) -> dict[str, int]:
@@ -120,31 +252,23 @@ def count_duplicates(hashes: np.ndarray, assigned: np.ndarray) -> dict[str, int]
     return {"all": len(hashes) - len(first), "across_splits": int(elsewhere.sum())}
 
 
-def preview(splits: dict[str, Split]) -> Image.Image:
-    """A page of examples, the splits below each other, four rows each."""
-    blocks = [_tile(splits[name].x, rows=4, columns=16) for name in SPLITS]
-    return Image.fromarray(np.concatenate(blocks).squeeze())
+def _warnings(meta: Meta) -> Iterator[str]:
+    if meta.duplicates["across_splits"]:
+        yield (
+            f"warning: {meta.duplicates['across_splits']} examples are equal to one of another "
+            "split, which flatters the test"
+        )
+    if meta.repeated_columns:
+        yield (
+            f"warning: more than 5% repeated values, where a density can spike: "
+            f"{some(meta.repeated_columns, 8)}"
+        )
+    if meta.filled:
+        yield f"filled missing values of {some(meta.filled, 8)}"
 
 
-def _tile(x: np.ndarray, *, rows: int, columns: int) -> np.ndarray:
-    """(N, C, H, W) → (rows·(H+1), columns·(W+1), C): the first examples, white where none is."""
-    channels, height, width = x.shape[1:]
-    page = np.full((rows * (height + 1), columns * (width + 1), channels), 255, np.uint8)
-    scale = 255 if x.max(initial=0) <= 1 else 1
-    for index, image in enumerate(x[: rows * columns]):
-        top, left = index // columns * (height + 1), index % columns * (width + 1)
-        page[top : top + height, left : left + width] = image.transpose(1, 2, 0) * scale
-    return page
-
-
-def _select(examples: Examples, rows: np.ndarray) -> Examples:
-    return Examples(
-        dataset=examples.dataset,
-        x=examples.x[rows],
-        label=examples.label[rows],
-        id=examples.id[rows],
-        is_test=None if examples.is_test is None else examples.is_test[rows],
-    )
+def _largest(x: np.ndarray) -> int:
+    return max(int(x[start : start + BATCH_ROWS].max()) for start in range(0, len(x), BATCH_ROWS))
 
 
 def _check_size(name: str, found: int, total: int, data: DataParams) -> None:

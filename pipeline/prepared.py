@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,15 @@ class Meta:
     binarization: str | None  # None outside `binary`
     data_shape: tuple[int, ...]
     counts: dict[str, int]  # examples in each split
-    duplicates: dict[
-        str, int
-    ]  # examples beyond the first of equal content, in all and across splits
+    # examples beyond the first of equal content: in "all", and "across_splits"
+    duplicates: dict[str, int]
     own_test_split: bool  # the source's, rather than by content hash
     num_classes: int | None  # None: no labels
     hash: str
+    columns: tuple[str, ...] | None = None  # names of a table's values
+    classes: tuple[str, ...] | None = None  # names of the labels 0, 1, …
+    filled: dict[str, float] | None = None  # column → what stands for its missing values
+    repeated_columns: tuple[str, ...] = ()  # with more than 5% repeated values
 
     @property
     def num_values(self) -> int:
@@ -73,7 +76,8 @@ def load_meta(folder: str | Path) -> Meta:
         raise UserError(
             f"{path} is not what prepare writes; `dvc repro --force prepare` remakes it"
         )
-    values: dict[str, Any] = content | {"data_shape": tuple(content["data_shape"])}
+    lists: dict[str, Any] = {k: tuple(v) for k, v in content.items() if isinstance(v, list)}
+    values: dict[str, Any] = content | lists
     return Meta(**values)
 
 
@@ -112,25 +116,37 @@ def _read_shard(path: Path, shape: tuple[int, ...]) -> Split:
 
 def write_prepared(folder: Path, splits: Mapping[str, Split], **facts: Any) -> Meta:
     """Write splits and meta.json into `folder`, which exists; `facts`: the other fields of Meta."""
+    return write_shards(folder, {name: shards(splits[name]) for name in SPLITS}, **facts)
+
+
+def write_shards(folder: Path, splits: Mapping[str, Iterable[Split]], **facts: Any) -> Meta:
+    """`write_prepared` from the shards of each split, one of which is in memory at a time."""
+    digest = ContentHash(facts["space"])
+    counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
+    shape: tuple[int, ...] = ()
     for name in SPLITS:
-        for number, part in enumerate(_shards(splits[name])):
+        for number, part in enumerate(splits[name]):
             path = folder / name / f"{number:05d}.parquet"
             path.parent.mkdir(exist_ok=True)
             pq.write_table(_table(part), path, compression="zstd", use_dictionary=False)
-    meta = Meta(
-        data_shape=splits["train"].x.shape[1:],
-        counts={name: len(splits[name]) for name in SPLITS},
-        hash=content_hash(splits, facts["space"]),
-        **facts,
-    )
+            digest.update(name, part)
+            counts[name] += len(part)
+            shape = part.x.shape[1:]
+    meta = Meta(data_shape=shape, counts=counts, hash=digest.hexdigest(), **facts)
     write_json(folder / META_FILE, asdict(meta))
     return meta
 
 
-def _shards(split: Split) -> Iterator[Split]:
-    for start in range(0, max(len(split), 1), ROWS_PER_SHARD):
-        rows = slice(start, start + ROWS_PER_SHARD)
+def shards(split: Split) -> Iterator[Split]:
+    """A split in the parts that become files; at least one."""
+    for rows in shard_rows(len(split)):
         yield Split(x=split.x[rows], label=split.label[rows], id=split.id[rows])
+
+
+def shard_rows(count: int) -> Iterator[slice]:
+    """The rows of each shard of a split of `count` examples."""
+    for start in range(0, max(count, 1), ROWS_PER_SHARD):
+        yield slice(start, min(start + ROWS_PER_SHARD, count))
 
 
 def _table(split: Split) -> pa.Table:
@@ -144,13 +160,35 @@ def _table(split: Split) -> pa.Table:
     )
 
 
+class ContentHash:
+    """SHA-256 of space, shapes, values, labels and ids, whatever files they lie in."""
+
+    def __init__(self, space: str) -> None:
+        self._space = space
+        self._parts: dict[str, Any] = {}
+
+    def update(self, split: str, part: Split) -> None:
+        """Add examples to a split."""
+        shape = f"{part.x.dtype.str}{part.x.shape[1:]}"
+        ids = "".join(f"{id}\0" for id in part.id.tolist())
+        fields = {
+            "x": np.ascontiguousarray(part.x).data,
+            "label": part.label.astype("<i8").tobytes(),
+            "id": ids.encode(),
+        }
+        for name, content in fields.items():
+            self._parts.setdefault(f"{split} {shape} {name} ", hashlib.sha256()).update(content)
+
+    def hexdigest(self) -> str:
+        digest = hashlib.sha256(self._space.encode())
+        for name, part in self._parts.items():
+            digest.update(name.encode() + part.digest())
+        return digest.hexdigest()
+
+
 def content_hash(splits: Mapping[str, Split], space: str) -> str:
-    """SHA-256 of space, shapes, values, labels and ids, whatever file they lie in."""
-    digest = hashlib.sha256(space.encode())
+    """`ContentHash` of whole splits."""
+    digest = ContentHash(space)
     for name in SPLITS:
-        split = splits[name]
-        digest.update(f"{name}{split.x.dtype.str}{split.x.shape}".encode())
-        digest.update(np.ascontiguousarray(split.x).data)
-        digest.update(split.label.astype("<i8").tobytes())
-        digest.update("\0".join(split.id.tolist()).encode())
+        digest.update(name, splits[name])
     return digest.hexdigest()

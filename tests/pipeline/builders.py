@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,29 @@ import pandas as pd
 import torch
 
 from pipeline.evaluate import reference, score_split
+from pipeline.params import DataParams
 from pipeline.prepared import Split, load_split, write_prepared
 from pipeline.register import Paths
 from vae import VAE, VAEConfig, save
 
+DATA = DataParams(
+    source="mnist5k",
+    root="data/own",
+    space="grey8",
+    binarization="dynamic",
+    size=None,
+    channels=None,
+    columns=None,
+    missing="refuse",
+    id=None,
+    label=None,
+    group=None,
+    valid_fraction=0.1,
+    test_fraction=0.2,
+    seed=0,
+    limit=None,
+)
+TABLE = replace(DATA, source="table", space="continuous")
 STARTED = 1_700_000_000.0
 EPOCHS = 5
 

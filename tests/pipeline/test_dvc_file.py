@@ -60,6 +60,7 @@ def local_imports(path: Path) -> set[Path]:
         elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
     paths = {Path(*name.split(".")).with_suffix(".py") for name in names}
+    paths |= {Path(*name.split("."), "__init__.py") for name in names if "." in name}
     return {
         path for path in paths if path.parts[0] in ("vae", "pipeline") and (ROOT / path).exists()
     }
@@ -214,7 +215,7 @@ def test_a_changed_knob_reruns_the_stages_that_read_it(
     ("file", "stages"),
     [
         ("data/own/README.md", {"prepare"}),
-        ("pipeline/sources.py", {"prepare"}),
+        ("pipeline/sources/table.py", {"prepare"}),
         ("pipeline/stage.py", set()),
         ("pipeline/tracking.py", set()),
         ("vae/likelihoods.py", {"selfcheck", "sweep", "train", "evaluate"}),

@@ -296,6 +296,13 @@ def test_sections_made_in_python_are_checked_too():
             root="data/own",
             space="grey",  # type: ignore[arg-type]
             binarization="dynamic",
+            size=None,
+            channels=None,
+            columns=None,
+            missing="refuse",
+            id=None,
+            label=None,
+            group=None,
             valid_fraction=0.1,
             test_fraction=0.1,
             seed=-1,

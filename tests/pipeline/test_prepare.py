@@ -20,20 +20,9 @@ from pipeline.prepare import (
     prepare,
 )
 from pipeline.prepared import SPLITS, load_meta, load_split
-from pipeline.sources import load_mnist5k
 from pipeline.stage import UserError
-from tests.pipeline.test_sources import write_mnist
-
-DATA = DataParams(
-    source="mnist5k",
-    root="data/own",
-    space="grey8",
-    binarization="dynamic",
-    valid_fraction=0.1,
-    test_fraction=0.2,
-    seed=0,
-    limit=None,
-)
+from tests.pipeline.builders import DATA, TABLE
+from tests.pipeline.test_sources import load, write_mnist
 
 
 def images(count: int, seed: int = 0) -> np.ndarray:
@@ -74,7 +63,7 @@ def test_equal_values_of_another_shape_or_type_hash_differently():
 def test_the_sources_own_test_split_is_kept():
     x = images(20_000)
     is_test = np.arange(20_000) < 100
-    assigned = assign_splits(content_hashes(x, 0), is_test, DATA)
+    assigned = assign_splits(content_hashes(x, 0), np.where(is_test, "test", "train"), DATA)
     np.testing.assert_array_equal(assigned == "test", is_test)
     assert (assigned == "valid").sum() == pytest.approx(0.1 * 19_900, abs=4 * 42.3)
 
@@ -98,53 +87,40 @@ def test_duplicates_stay_together_and_are_counted():
     assigned = assign_splits(hashes, None, DATA)
     np.testing.assert_array_equal(assigned[50:60], assigned[:10])
     assert count_duplicates(hashes, assigned) == {"all": 13, "across_splits": 0}
-    own_test = assign_splits(hashes, np.arange(63) >= 60, replace(DATA, valid_fraction=1e-9))
+    own = np.where(np.arange(63) >= 60, "test", "train")
+    own_test = assign_splits(hashes, own, replace(DATA, valid_fraction=1e-9))
     assert count_duplicates(hashes, own_test) == {"all": 13, "across_splits": 3}
 
 
 class TestBinarize:
     data = replace(DATA, space="binary")
-    none = np.zeros(4000, bool)
 
     def test_static_draws_ones_with_probability_grey_over_255(self):
         x = np.tile(np.array([0, 51, 204, 255], np.uint8), (4000, 1, 1, 1))
         hashes = np.arange(4000, dtype=np.uint64)
-        drawn = binarize(x, hashes, self.data, keep_grey=self.none)
+        drawn = binarize(x, hashes, self.data)
         assert set(np.unique(drawn)) == {0, 1}
         np.testing.assert_allclose(drawn.mean((0, 1, 2)), [0, 0.2, 0.8, 1], atol=4 * 0.0064)
-        np.testing.assert_array_equal(drawn, binarize(x, hashes, self.data, keep_grey=self.none))
+        np.testing.assert_array_equal(drawn, binarize(x, hashes, self.data))
 
     def test_each_example_has_its_own_noise_whatever_else_there_is(self):
         x = np.full((2, 1, 28, 28), 128, np.uint8)
         hashes = np.array([7, 8], np.uint64)
-        drawn = binarize(x, hashes, self.data, keep_grey=self.none[:2])
-        alone = binarize(x[1:], hashes[1:], self.data, keep_grey=self.none[:1])
+        drawn = binarize(x, hashes, self.data)
+        alone = binarize(x[1:], hashes[1:], self.data)
         np.testing.assert_array_equal(drawn[1:], alone)
         assert (drawn[0] != drawn[1]).mean() == pytest.approx(0.5, abs=4 * 0.5 / 28)
 
     def test_threshold_is_128(self):
         x = np.array([0, 127, 128, 255], np.uint8).reshape(1, 1, 1, 4)
         data = replace(self.data, binarization="threshold")
-        drawn = binarize(x, np.zeros(1, np.uint64), data, keep_grey=self.none[:1])
+        drawn = binarize(x, np.zeros(1, np.uint64), data)
         assert drawn.ravel().tolist() == [0, 0, 1, 1]
-
-    def test_rows_for_dynamic_binarisation_stay_grey(self):
-        x = images(3)
-        keep = np.array([True, False, True])
-        out = binarize(x, np.arange(3, dtype=np.uint64), self.data, keep_grey=keep)
-        np.testing.assert_array_equal(out[keep], x[keep])
-        assert out[1].max() == 1
-
-    def test_black_and_white_data_of_0_and_1_is_kept_in_either_scale(self):
-        bits = images(5) % 2
-        out = binarize(bits, np.arange(5, dtype=np.uint64), self.data, keep_grey=np.arange(5) == 0)
-        np.testing.assert_array_equal(out[1:], bits[1:])
-        np.testing.assert_array_equal(out[0], bits[0] * 255)
 
 
 def test_prepared_digits_are_the_sources_own(tmp_path: Path):
     meta = prepare(DATA, tmp_path / "prepared")
-    source = load_mnist5k("", DATA)
+    source = load("mnist5k")
     row = {name: index for index, name in enumerate(source.id.tolist())}
     seen: list[int] = []
     for name in SPLITS:
@@ -211,8 +187,8 @@ def test_a_failure_leaves_the_earlier_output_and_nothing_half_written(
 ):
     out = tmp_path / "out" / "prepared"
     before = prepare(toy, out)
-    with pytest.raises(UserError, match="no data source"):
-        prepare(replace(toy, source="nothing"), out)
+    with pytest.raises(UserError, match="does not exist"):
+        prepare(replace(toy, source="folder", root="nowhere"), out)
     with pytest.raises(
         UserError, match=r"of 40 examples 0 fall into the valid split; expected at "
     ):
@@ -222,7 +198,9 @@ def test_a_failure_leaves_the_earlier_output_and_nothing_half_written(
 
 
 def test_examples_that_are_no_points_of_the_space():
-    with pytest.raises(UserError, match=r"data\.space: continuous models real numbers"):
-        check_space(images(3), replace(DATA, space="continuous"))
+    with pytest.raises(UserError, match=r"data\.space: continuous models real numbers, and npy ho"):
+        check_space(images(3), replace(TABLE, source="npy"))
+    with pytest.raises(UserError, match=r"data\.space: grey8 models 8-bit images, and mnist5k ho"):
+        check_space(np.ones((3, 4)), DATA)
     with pytest.raises(UserError, match=r"all 4 examples of mnist5k are equal"):
         check_space(np.repeat(images(1), 4, axis=0), DATA)

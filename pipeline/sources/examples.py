@@ -1,0 +1,104 @@
+"""What every source gives, and what they share: the user's folder, names, fault lists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.params import DataParams
+from pipeline.stage import UserError, project_root
+
+SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """N examples, the fields all in one order.
+
+    dataset: a short name for the registered model. x: (N, *data_shape), uint8 (C, H, W) for
+    images, float64 (columns,) for tables, where NaN is a missing value; it may lie in a file.
+    label: (N,) int64, -1 where there is none. id: (N,) text, unique, and the same when others are
+    added. split: (N,) of "train", "valid", "test", the source's own; None where it has none.
+    group: (N,) text; examples of one group stay in one split. columns: names of a table's values.
+    classes: names of the labels 0, 1, …. notes: lines for the person at the terminal.
+    """
+
+    dataset: str
+    x: np.ndarray
+    label: np.ndarray
+    id: np.ndarray
+    split: np.ndarray | None = None
+    group: np.ndarray | None = None
+    columns: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def data_root(data: DataParams) -> Path:
+    """`data.root`, which must be there; raises UserError where it isn't."""
+    path = resolve_root(data.root)
+    if not path.exists():
+        raise UserError(
+            f"data.root: {data.root!r} does not exist (in {project_root()}); name the file or "
+            f"folder that data.source {data.source} reads"
+        )
+    return path
+
+
+def resolve_root(root: str) -> Path:
+    """`data.root`; a relative one is the project's, also from DVC's temporary copy of it."""
+    path = project_root() / root
+    return path if path.exists() else Path(root)
+
+
+def files_of(root: Path, suffixes: tuple[str, ...], what: str) -> list[Path]:
+    """`root` itself, or the files with these suffixes in the folder `root`, sorted by name."""
+    if not root.is_dir():
+        return [root]
+    found = sorted(
+        path
+        for path in root.iterdir()
+        if path.suffix.lower() in suffixes and not path.name.startswith(".")
+    )
+    if not found:
+        raise UserError(
+            f"data.root: {root} holds no {what} ({', '.join(suffixes)}); put one there, or name "
+            "its file or folder in data.root"
+        )
+    return found
+
+
+def slug(text: str) -> str:
+    """A name that a registered model may have: lower case, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "data"
+
+
+def some(items: Iterable[object], shown: int = SHOWN) -> str:
+    """ "a, b, c and 5 more"."""
+    texts = [str(item) for item in items]
+    more = f" and {len(texts) - shown} more" if len(texts) > shown else ""
+    return ", ".join(texts[:shown]) + more
+
+
+def encode_labels(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Values of any kind → label (N,) int64, -1 for a missing one, and the names of the classes.
+
+    Whole numbers from 0 on stay what they are.
+    """
+    values = np.asarray(values).reshape(-1)
+    if values.dtype.kind == "f" and (np.isnan(values) | (values == np.round(values))).all():
+        values = np.where(np.isnan(values), -1, values).astype(np.int64)
+    if values.dtype.kind in "iu" and values.min(initial=0) >= -1 and values.max(initial=0) < 10_000:
+        label = values.astype(np.int64)
+        return label, tuple(str(number) for number in range(int(label.max(initial=-1)) + 1))
+    missing = np.array([value is None or value != value for value in values.tolist()], bool)
+    texts = np.array([str(value) for value in values.tolist()], dtype=object)
+    names = sorted(set(texts[~missing].tolist()))
+    number = {name: index for index, name in enumerate(names)}
+    label = np.full(len(texts), -1)
+    label[~missing] = [number[text] for text in texts[~missing].tolist()]
+    return label, tuple(names)
