@@ -1,7 +1,7 @@
 """Values against type hints, strictly, and the hints in words for people.
 
-Hints are int, float, bool, str, None, Literal, tuple[X, ...], unions of them, and Annotated with
-annotated_types' bounds. Strictly: "3" is no number, true is no 1, and NaN and inf are nothing.
+Hints are int, float, bool, str, None, Literal, tuple[X, ...], dict, unions of them, and Annotated
+with annotated_types' bounds. Strictly: "3" is no number, true is no 1, and NaN and inf are nothing.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ def describe(hint: Any) -> str:
     if origin is tuple:
         count = "" if Ellipsis in args else f" of {len(args)}"
         return f"a list{count} (each {describe(args[0])})"
+    if origin is dict:
+        return "a mapping"
     return _WORDS[hint]
 
 

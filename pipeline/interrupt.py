@@ -46,23 +46,26 @@ def watch() -> Iterator[None]:
     if not in_main_thread or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         yield
         return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    pressed = threading.Event()
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        pressed.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    pressed = threading.Event()
     watcher = threading.Thread(target=_wait, args=(reader, pressed), name="ctrl-c", daemon=True)
     watcher.start()
     try:
         yield
-    except KeyboardInterrupt:
-        pressed.set()
-        raise
     finally:
         if pressed.is_set():
             sys.stdout.flush()
             os.write(writer, 2 * CTRL_C)  # as if pressed again: the stage has cleaned up
             watcher.join()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.set_wakeup_fd(before)
         os.close(writer)
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
+from pipeline.axes import LIKELIHOOD, Axis
 from pipeline.fields import checked, describe, shown
+from pipeline.space import SECTIONS as SWEPT_SECTIONS
+from pipeline.space import impossible, read_axes
 from pipeline.stage import UserError, run_stage
 from pipeline.yaml_file import YamlFile, read_yaml
 from vae.likelihoods import LIKELIHOODS, check_likelihood
@@ -32,6 +35,7 @@ Fraction = Annotated[float, Gt(0), Lt(1)]
 Name = Annotated[str, MinLen(1)]
 Size = Annotated[int, Ge(1), Le(65536)]
 Side = Annotated[int, Ge(1), Le(1024)]
+LatentDim = Size | Annotated[tuple[Size, ...], MinLen(1)]
 
 
 class Section:
@@ -128,7 +132,7 @@ class DataParams(Section):
 class ModelParams(Section):
     """`model`: what a `VAEConfig` needs besides the data's shape and space."""
 
-    latent_dim: Size | Annotated[tuple[Size, ...], MinLen(1)] | None
+    latent_dim: LatentDim | None
     likelihood: Name | None
     network: Name
     hidden: tuple[Size, ...]
@@ -142,10 +146,14 @@ class ModelParams(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepParams(Section):
-    """`sweep`: the grid, the length of its trials and how they are ranked."""
+    """`sweep`: the space, how it is searched, the length of trials and how they are ranked."""
 
-    latent_dim: Annotated[tuple[Size, ...], MinLen(1)]
+    search: Literal["grid", "random", "optuna"]
+    latent_dim: Annotated[tuple[LatentDim, ...], MinLen(1)] | dict[str, Any]
     likelihood: Annotated[tuple[Name, ...], MinLen(1)]
+    space: dict[str, Any]
+    num_trials: Count
+    num_seeds: Count
     epochs: Count
     num_importance_samples: Count
     scheduler: Literal["none", "asha"]
@@ -153,10 +161,11 @@ class SweepParams(Section):
     max_concurrent: Count | None
 
     def _faults(self) -> Iterable[str]:
-        for key in ("latent_dim", "likelihood"):
-            values = getattr(self, key)
-            if len(set(values)) < len(values):
-                yield f"{key}: expected each value once, got {shown(values)}"
+        if self.scheduler == "asha" and self.num_seeds > 1:
+            yield (
+                "num_seeds: asha stops trials one by one, which leaves points with fewer seeds; "
+                "use num_seeds 1 or scheduler none"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,10 +175,17 @@ class ScalingParams(Section):
     num_workers: Count
     threads_per_worker: Count
     use_gpu: bool
+    workers_per_trial: Count
+    gpus_per_trial: Annotated[float, Gt(0), Le(1)]
     max_failures: Annotated[int, Ge(0)]
     storage: Name | None
 
     def _faults(self) -> Iterable[str]:
+        if self.workers_per_trial > 1 and self.gpus_per_trial < 1:
+            yield (
+                "gpus_per_trial: each of several workers needs a GPU of its own; use "
+                f"gpus_per_trial 1 or workers_per_trial 1, got {shown(self.gpus_per_trial)}"
+            )
         scheme, colon, rest = (self.storage or "").partition("://")
         if colon and (scheme != "s3" or "?" in rest or not rest.strip("/")):
             yield f"storage: expected a path or s3://bucket/prefix, got {shown(self.storage)}"
@@ -213,6 +229,12 @@ class Params:
     register: RegisterParams
     tracking: TrackingParams
 
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """What the sweep varies: latent dimension and likelihood first, then `sweep.space`."""
+        axes, _ = read_axes(vars(self.sweep), vars(self.model), _swept_hints())
+        return axes
+
 
 _SECTIONS: dict[str, Any] = get_type_hints(Params)
 
@@ -222,7 +244,9 @@ def load_params(path: str | Path = PARAMS_FILE) -> Params:
     file = read_yaml(Path(path))
     faults = dict(file.faults)
     sections = _check_sections(file.content, faults)
-    _check_model(sections, sections.get("data", {}).get("space"), faults)
+    space = sections.get("data", {}).get("space")
+    _check_model(sections, space, faults)
+    _check_sweep(sections, space, faults)
     if faults:
         raise UserError(_message(file, faults))
     return Params(**{name: _SECTIONS[name](**values) for name, values in sections.items()})
@@ -291,11 +315,32 @@ def _check_model(
         # Pinned, the sweep's list is not used, and need not be of this space.
         used_in = space if pinned is None else None
         _collect("sweep.likelihood", lambda n=name, s=used_in: _check_likelihood(n, s), faults)
-    given = {key: value for key, value in model.items() if value is not None}
+    _collect("model", lambda: _probe_model(space, **model), faults)
+
+
+def _check_sweep(
+    sections: dict[str, dict[str, Any]], space: str | None, faults: dict[str, str]
+) -> None:
+    """The sweep's axes, and the combinations of their values, against the core's checks."""
+    axes, wrong = read_axes(sections.get("sweep", {}), sections.get("model", {}), _swept_hints())
+    for key, text in wrong.items():
+        faults.setdefault(key, text)
+    for section in SWEPT_SECTIONS:
+        if any(key.startswith((f"{section}.", f"sweep.space.{section}.")) for key in faults):
+            continue  # its combinations would only repeat that
+        make = partial(_probe_model, space) if section == "model" else _SECTIONS[section]
+        others = [axis for axis in axes if axis.key != LIKELIHOOD]
+        for text in impossible(others, section, sections.get(section, {}), make):
+            _add(faults, "sweep.space", text)
+
+
+def _probe_model(space: str | None, **values: Any) -> VAEConfig:
+    """A model with these values of `model`, on data of this space (None: unknown)."""
     space = space or "grey8"
     likelihood, data_shape = _PROBES[space]
+    given = {key: value for key, value in values.items() if value is not None}
     probe: dict[str, Any] = {"latent_dim": 1} | given | {"likelihood": likelihood}
-    _collect("model", lambda: VAEConfig(data_shape=data_shape, space=space, **probe), faults)
+    return VAEConfig(data_shape=data_shape, space=space, **probe)
 
 
 # A likelihood and a shape that each space allows, to check all else of `model`. Whether a network
@@ -337,6 +382,10 @@ def _add(faults: dict[str, str], key: str, text: str) -> None:
 @cache
 def _hints(section: Any) -> dict[str, Any]:
     return get_type_hints(section, include_extras=True)
+
+
+def _swept_hints() -> dict[str, dict[str, Any]]:
+    return {section: _hints(_SECTIONS[section]) for section in SWEPT_SECTIONS}
 
 
 @cache

@@ -35,26 +35,30 @@ from vae.evidence import KHAT_LIMIT
 # --- sweep ---------------------------------------------------------------------------------------
 
 
-def sweep_plot(trials: pd.DataFrame, path: Path, unit: str | None = None) -> None:
-    """Draw `trials` (columns of trials.csv) into `path`; see `sweep_figure`."""
-    save(sweep_figure(trials, unit), path)
+FAILED = ("diverged", "died")  # statuses of points without a result
+
+
+def sweep_plot(table: pd.DataFrame, path: Path, unit: str | None = None) -> None:
+    """Draw `table` (columns of points.csv) into `path`; see `sweep_figure`."""
+    save(sweep_figure(table, unit), path)
 
 
 @styled
-def sweep_figure(trials: pd.DataFrame, unit: str | None = None) -> Figure:
+def sweep_figure(table: pd.DataFrame, unit: str | None = None) -> Figure:
     """Validation -log p(x) against latent dimension, one line for each likelihood.
 
     Args:
-        trials: the columns of trials.csv; rows whose status is not "ok" are counted, not drawn.
-        unit: "bits/dim" or "nats"; None takes bits/dim where the trials have it.
+        table: the columns of points.csv; rows whose status is not "ok" are counted, not drawn. Of
+            points that differ in other swept keys only, the best is drawn.
+        unit: "bits/dim" or "nats"; None takes bits/dim where the points have it.
 
-    Error bars are ± 1 standard error of the mean across examples. Lower is better; a ring marks
-    the best.
+    Error bars are ± 1 standard error of the mean: over seeds or, with one seed, across examples.
+    Lower is better; a ring marks the best.
     """
     figure, ((ax,),) = new_figure(size=(5.2, 3.6))
     if unit is None:
-        unit = "nats" if trials["valid_bits_per_dim"].isna().to_numpy().all() else "bits/dim"
-    points = _sweep_points(trials, unit)
+        unit = "nats" if table["valid_bits_per_dim"].isna().to_numpy().all() else "bits/dim"
+    points = _sweep_points(table, unit)
     if not points:
         return note(ax, "Nothing was swept: both axes are pinned in params.yaml.")
     sizes = sorted({point.latent_dim for point in points}, key=first_number)
@@ -85,8 +89,8 @@ def sweep_figure(trials: pd.DataFrame, unit: str | None = None) -> Figure:
         ax.yaxis.set_minor_formatter(ScalarFormatter())
     ax.set_xlabel("latent dimension")
     ax.set_ylabel(f"validation {MINUS}log p(x), {unit} (lower is better)")
-    if failed := list(trials["status"]).count("failed"):
-        ax.set_title(f"{failed} of {len(trials)} trials failed and are not drawn", color=RED)
+    if failed := sum(status in FAILED for status in table["status"]):
+        ax.set_title(f"{failed} of {len(table)} points failed and are not drawn", color=RED)
     figure.legend(loc="outside lower center", ncols=2 if len(names) > 2 else len(names))
     return figure
 
@@ -98,16 +102,22 @@ class _SweepPoint(NamedTuple):
     error: float
 
 
-def _sweep_points(trials: pd.DataFrame, unit: str) -> list[_SweepPoint]:
+def _sweep_points(table: pd.DataFrame, unit: str) -> list[_SweepPoint]:
+    """The best point of each latent dimension and likelihood."""
     score, sign = ("valid_bits_per_dim", 1) if unit == "bits/dim" else ("valid_log_px", -1)
-    return [
-        _SweepPoint(str(latent), str(name), sign * float(value), float(np.nan_to_num(error)))
-        for latent, name, value, error, status in zip(
-            *(trials[key] for key in ("latent_dim", "likelihood", score, f"{score}_se", "status")),
-            strict=True,
-        )
-        if status == "ok" and np.isfinite(float(value))
-    ]
+    values, over_seeds, over_images = (
+        np.array(table[name], dtype=float)  # None becomes NaN
+        for name in (score, f"{score}_seed_se", f"{score}_se")
+    )
+    errors = np.nan_to_num(np.where(np.isnan(over_seeds), over_images, over_seeds))
+    names = (table[name] for name in ("latent_dim", "likelihood", "status"))
+    best: dict[tuple[str, str], _SweepPoint] = {}
+    for latent, name, status, value, error in zip(*names, values, errors, strict=True):
+        point = _SweepPoint(str(latent), str(name), sign * float(value), float(error))
+        key = (point.latent_dim, point.likelihood)
+        if status == "ok" and np.isfinite(point.score):
+            best[key] = min(point, best.get(key, point), key=lambda point: point.score)
+    return list(best.values())
 
 
 def _mark_best(ax: Axes, place: float, score: float, unit: str) -> None:

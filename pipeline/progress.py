@@ -13,43 +13,90 @@ from typing import Any
 from ray.train import UserCallback
 from ray.tune import Callback
 
+from pipeline.axes import describe
+from pipeline.journal import Journal
+from pipeline.search import SCORE, Space
 from pipeline.terminal import advance
+from pipeline.trial import REPLAYED
 from vae.model import VAEConfig
 
 POLL_SECONDS = 0.5
+RESULTS = (  # of a trial's result, what its row keeps
+    "valid_elbo",
+    "valid_log_px",
+    "valid_log_px_se",
+    "khat_bad_fraction",
+    "num_samples",
+    SCORE,
+)
+DEATH = "its process died: killed, out of memory, or its node was lost"
 
 
-class TrialProgress(Callback):
-    """Shows each finished trial of the sweep; Tune calls it in the driver."""
+class TrialLog(Callback):
+    """Writes each trial's start, checkpoints and end into the journal, and shows its end.
 
-    def __init__(self, model: VAEConfig) -> None:
+    Tune calls it in the driver. A trial is shown when it is safe: it will never be run again.
+    """
+
+    def __init__(self, space: Space, journal: Journal, model: VAEConfig, before: int) -> None:
+        """before: trials that were finished by an earlier start and are not run."""
+        self.space, self.journal, self.before = space, journal, before
         self.discrete = model.space != "continuous"
         self.dims = math.prod(model.data_shape)
 
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self.journal.start(self.space.trial(trial.config))
+
+    def on_checkpoint(
+        self, iteration: int, trials: list, trial: Any, checkpoint: Any, **info: Any
+    ) -> None:
+        self.journal.save(self.space.trial(trial.config), checkpoint.path)
+
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         result = trial.last_result
+        if REPLAYED in result:
+            advance(self._done(trials, trial))
+            return
         log_px = result.get("valid_log_px")
         if "diverged" in result:
-            outcome = "diverged; the others go on"
+            row, outcome = {"status": "diverged", "error": result["diverged"]}, "diverged"
         elif log_px is None:
+            row = {"status": "stopped", "error": "stopped early by the scheduler"}
             outcome = "stopped early"
-        elif self.discrete:
-            outcome = f"{-log_px / (self.dims * math.log(2)):8.4f} bits/dim"
         else:
-            outcome = f"{-log_px:10.3f} nats"
-        self._line(trials, trial, outcome)
+            row = {"status": "ok"}
+            bits = -log_px / (self.dims * math.log(2))
+            outcome = f"{bits:8.4f} bits/dim" if self.discrete else f"{-log_px:10.3f} nats"
+        self._finish(trials, trial, row, outcome)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._line(trials, trial, "failed; the others go on")
+        row = {"status": "died", "error": _reason(trial)}
+        self._finish(trials, trial, row, "died; the others go on")
 
-    def _line(self, trials: list, trial: Any, outcome: str) -> None:
-        # Those finished before an interruption count too.
-        done = sum(other.is_finished() or other is trial for other in trials)
-        point = trial.config["point"]
-        seconds = trial.last_result.get("fit_seconds")
+    def _finish(self, trials: list, trial: Any, row: dict[str, Any], outcome: str) -> None:
+        known, result = self.space.trial(trial.config), trial.last_result
+        figures = {key: result[key] for key in RESULTS if key in result}
+        self.journal.finish(
+            known,
+            {"trial_id": self.journal.id(known), **known.point, "seed": known.seed}
+            | figures
+            | {"epochs": result.get("epoch"), "seconds": result.get("fit_seconds")}
+            | row,
+        )
+        seconds = result.get("fit_seconds")
         took = "" if seconds is None else f"  {seconds:5.1f} s"
-        text = f"{point['likelihood']}, {point['latent_dim']} latent"
-        advance(done, f"{text:<34}{outcome}{took}")
+        advance(self._done(trials, trial), f"{describe(known.point):<34}  {outcome.strip()}{took}")
+
+    def _done(self, trials: list, trial: Any) -> int:
+        return self.before + sum(other.is_finished() or other is trial for other in trials)
+
+
+def _reason(trial: Any) -> str:
+    """The one line of a trial's error that tells a person what went wrong."""
+    path = trial.error_file
+    lines = Path(path).read_text().strip().splitlines() if path else []
+    text = lines[-1].strip() if lines else DEATH
+    return DEATH if "actor is dead" in text or "actor died" in text else text
 
 
 class EpochLog(UserCallback):

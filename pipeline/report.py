@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 
 from pipeline import report_sections as sections
 from pipeline.report_inputs import Inputs, read_inputs
+from pipeline.report_sweep import sweep_section
 from pipeline.stage import run_stage, say, whole_file
 
 TEMPLATE = "report_template.html"
@@ -34,7 +35,7 @@ def render(inputs: Inputs) -> str:
         warning=sections.warning(inputs),
         reasons=inputs.register.get("reasons", []),
         tiles=sections.tiles(inputs),
-        sweep=sections.sweep_section(inputs),
+        sweep=sweep_section(inputs),
         training=sections.training_section(inputs),
         evidence=sections.evidence_section(inputs),
         collapse=sections.collapse_section(inputs),

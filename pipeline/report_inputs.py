@@ -19,6 +19,7 @@ class Inputs:
     meta: dict[str, Any]
     selfcheck: dict[str, Any]
     trials: pd.DataFrame
+    points: pd.DataFrame
     best: dict[str, Any]
     sweep_run: dict[str, Any]
     train_metrics: dict[str, Any]
@@ -47,6 +48,7 @@ def read_inputs(
         meta=read_json(prepared / "meta.json"),
         selfcheck=read_json(selfcheck),
         trials=_read_table(sweep / "trials.csv"),
+        points=_read_table(sweep / "points.csv"),
         best=read_json(sweep / "best.json"),
         sweep_run=read_json(sweep / "run.json"),
         train_metrics=read_json(train / "metrics.json"),

@@ -135,54 +135,6 @@ def tiles(inputs: Inputs) -> list[dict[str, Any]]:
     ]
 
 
-def sweep_section(inputs: Inputs) -> dict[str, Any]:
-    trials, unit = inputs.trials, inputs.unit
-    if unit == "bits/dim":
-        score, error, digits = trials["valid_bits_per_dim"], trials["valid_bits_per_dim_se"], 3
-    else:
-        score, error, digits = -trials["valid_log_px"], trials["valid_log_px_se"], 1
-    shown = trials.assign(score=score, score_se=error).sort_values("score", na_position="last")
-    chosen = inputs.best["model"]
-    rows = [
-        {
-            "latent": row["latent_dim"],
-            "likelihood": row["likelihood"],
-            "score": f"{text.number(row['score'], digits)} ± {text.number(row['score_se'], digits)}"
-            if row["status"] == "ok"
-            else row["status"],
-            "elbo": text.number(row["valid_elbo"], 1),
-            "khat": text.percent(row["khat_bad_fraction"]),
-            "best": str(row["trial_id"]) == str(inputs.best.get("trial_id")),
-        }
-        for row in _records(shown)
-    ]
-    failures = [
-        f"{row['likelihood']}, latent dimension {row['latent_dim']}: {row['error']}"
-        for row in _records(trials)
-        if row["status"] == "failed"
-    ]
-    samples = trials["num_samples"].dropna()
-    if len(samples):
-        words = (
-            f"{len(trials)} trials, ranked by the importance-sampled log p(x) of the validation "
-            f"split (K = {int(samples.iloc[0]):,}) in one unit for all likelihoods; chosen: "
-            f"{chosen['likelihood']}, latent dimension {text.size(chosen['latent_dim'])}."
-        )
-    else:
-        words = (
-            "Nothing was swept: params.yaml pins the likelihood to "
-            f"{chosen['likelihood']} and the latent dimension to {text.size(chosen['latent_dim'])}."
-        )
-    figure = _drawing(
-        plots.sweep_figure(trials, unit),
-        "sweep",
-        "Latent dimension by likelihood",
-        "Bars: 1 standard error of the mean across validation examples. The same examples score "
-        "every trial, so differences between trials are surer than the bars suggest.",
-    )
-    return {"words": words, "unit": unit, "rows": rows, "failures": failures, "figure": figure}
-
-
 def training_section(inputs: Inputs) -> dict[str, Any]:
     facts = inputs.train_metrics
     words = (
@@ -192,7 +144,7 @@ def training_section(inputs: Inputs) -> dict[str, Any]:
         f"are kept: validation ELBO {text.number(facts['valid_elbo'], 2)} nats."
     )
     figures = [
-        _drawing(plots.curve_figure(inputs.history, column), f"curve-{column}", title)
+        drawing(plots.curve_figure(inputs.history, column), f"curve-{column}", title)
         for column, title in plots.CURVES
     ]
     return {"words": words, "figures": figures}
@@ -217,26 +169,26 @@ def evidence_section(inputs: Inputs) -> dict[str, Any]:
     )
     baseline = examples["baseline_log_px"].to_numpy()
     figures = [
-        _drawing(
+        drawing(
             plots.log_px_figure(examples["log_px"].to_numpy(), baseline),
             "log-px",
             "log p(x) of the test examples",
             f"The baseline is {metrics['baseline']['name']}.",
         ),
-        _drawing(
+        drawing(
             plots.ladder_figure(metrics["ladder"], metrics["elbo"]),
             "ladder",
             "What the bound gains with K",
             f"The encoder's ELBO loses {text.number(metrics['posterior_gap'], 2)} nats: the "
             "posterior gap, KL(q(z|x) ‖ p(z|x)) as far as K samples can tell.",
         ),
-        _drawing(
+        drawing(
             plots.ess_figure(examples["ess"].to_numpy(), samples),
             "ess",
             "Effective sample size",
             "How many of the K draws carry the estimate.",
         ),
-        _drawing(
+        drawing(
             plots.khat_figure(examples["khat"].to_numpy()),
             "khat",
             "Tail of the importance weights",
@@ -383,9 +335,9 @@ def provenance(inputs: Inputs) -> list[tuple[str, Any]]:
     return [row for row in rows if row[1]]
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [dict(zip(table.columns, row, strict=True)) for row in table.itertuples(index=False)]
 
 
-def _drawing(figure: Figure, name: str, title: str, caption: str = "") -> dict[str, str]:
+def drawing(figure: Figure, name: str, title: str, caption: str = "") -> dict[str, str]:
     return {"title": title, "caption": caption, "svg": to_svg(figure, name)}

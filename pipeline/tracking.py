@@ -59,6 +59,7 @@ TRIAL_METRICS = (
     "epochs",
     "seconds",
 )
+FAILED_TRIAL = ("diverged", "died")
 LIVE_WAIT_SECONDS = 10.0
 
 _warned: set[str] = set()  # addresses of stores that failed in this process, said once each
@@ -112,18 +113,20 @@ def send_sweep(store: Store, sweep: Path) -> str:
     )
     for row in rows:
         _send_trial(store, parent, facts, row)
-    names = ("trials.csv", "best.json", "sweep.png")
+    names = ("trials.csv", "points.csv", "best.json", "sweep.png")
     store.log_files(parent, {f"sweep/{name}": sweep / name for name in names})
     store.finish(parent, title=title, finished=facts["finished"])
     return parent
 
 
 def _send_trial(store: Store, parent: str, facts: Mapping[str, Any], row: dict[str, Any]) -> None:
-    title = f"{row['likelihood']}, {row['latent_dim']} latent, seed {row['seed']}"
+    swept = {name: value for name, value in row.items() if "." in name}  # section.key
+    words = "".join(f", {name.partition('.')[2]} {value}" for name, value in swept.items())
+    title = f"{row['likelihood']}, {row['latent_dim']} latent{words}, seed {row['seed']}"
     key = f"{facts['name']}/{row['trial_id']}"
     run = store.run(key, title=title, started=facts["started"], parent=parent)
     settings = ("latent_dim", "likelihood", "seed", "num_samples")
-    params = {name: row[name] for name in settings if row.get(name)}
+    params = {name: row[name] for name in settings if row.get(name)} | swept
     tags = {"tightbound.kind": "trial", "trial_id": row["trial_id"], "trial_status": row["status"]}
     if row.get("error"):
         tags["error"] = row["error"]
@@ -131,7 +134,7 @@ def _send_trial(store: Store, parent: str, facts: Mapping[str, Any], row: dict[s
     store.log(run, params=params, tags=_hash_tags(facts) | tags, current=figures)
     seconds = figures.get("seconds")
     finished = facts["finished"] if seconds is None else facts["started"] + seconds
-    store.finish(run, title=title, finished=finished, failed=row["status"] == "failed")
+    store.finish(run, title=title, finished=finished, failed=row["status"] in FAILED_TRIAL)
 
 
 def send_training(store: Store, train: Path, model: Path, sweep: Path) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline import cluster, runs, tracking
+from pipeline.axes import in_words
 from pipeline.params import Params, load_params
 from pipeline.prepared import load_meta
 from pipeline.stage import UserError, read_json, run_stage, say, whole_directory, write_json
@@ -28,7 +29,7 @@ from pipeline.worker import STATE, TrainingArrays, TrainingJob, train_worker
 from vae.checkpoint import load_state, save
 from vae.model import VAE, VAEConfig
 from vae.objectives import Objective
-from vae.training import TrainingState
+from vae.training import TrainingConfig, TrainingState
 
 KEPT_CHECKPOINTS = 2
 
@@ -40,7 +41,7 @@ def train(params: Params, prepared: Path, best: Path, model_out: Path, out: Path
     job = TrainingJob(
         model=VAEConfig.from_dict(chosen["model"]),
         objective=Objective(**chosen["objective"]),
-        training=params.training,
+        training=chosen_training(params.training, chosen.get("training", {})),
         threads=params.scaling.threads_per_worker,
     )
     content = {
@@ -72,6 +73,14 @@ def train(params: Params, prepared: Path, best: Path, model_out: Path, out: Path
         f"{kept['best_epoch']}, validation ELBO {kept['valid_elbo']:.2f} nats"
     )
     tracking.mirror_training(params, out, model_out, best.parent)
+
+
+def chosen_training(own: TrainingConfig, swept: dict[str, Any]) -> TrainingConfig:
+    """`training` of params.yaml, with the values of the keys that the sweep chose."""
+    for key, value in swept.items():
+        if value != getattr(own, key):
+            say(f"train      {key} {in_words(value)} from the sweep, not {getattr(own, key)}")
+    return replace(own, **swept)
 
 
 def run_workers(

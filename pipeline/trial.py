@@ -4,59 +4,99 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from pipeline.journal import job_at, trial_id
+from pipeline.search import LOWEST, SCORE, Space
 from pipeline.worker import TrainingArrays, TrainingJob, checkpoint_folder, start_or_resume
 from vae.data import Dataset
 from vae.evidence import importance_sampling
 from vae.model import VAE
-from vae.training import DivergenceError, fit
+from vae.training import DivergenceError, TrainingState, fit
 
 CHECKPOINT_SECONDS = 5.0
 EVIDENCE_BATCH = 128
 TRUSTED_KHAT = 0.7
+REPLAYED = "replayed"  # in the result of a trial that was finished before
 
 
-def tune_trial(
-    config: dict[str, Any],
-    *,
-    job: TrainingJob,
-    arrays: TrainingArrays,
-    num_importance_samples: int,
-    every_epoch: bool,
-) -> None:
-    """One Ray Tune trial: train `job` at a point, then estimate log p(x) on the validation split.
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all trials of a sweep share.
 
-    config: `point`, the swept keys of the model's configuration. every_epoch: report each epoch
-    (a scheduler needs that) rather than a checkpoint every few seconds.
-    A divergence is reported rather than raised, as by `train_worker`.
+    every_epoch: report each epoch, as a scheduler needs it, rather than a checkpoint every few
+    seconds. finished, checkpoints: results and places of earlier trials, by id.
+    """
+
+    job: TrainingJob
+    space: Space
+    num_importance_samples: int
+    every_epoch: bool
+    use_gpu: bool
+    finished: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
+
+
+def tune_trial(config: dict[str, Any], *, setting: Setting, arrays: TrainingArrays) -> None:
+    """One Ray Tune trial.
+
+    config: as `Space.trial` reads it. A divergence is reported rather than raised, since training
+    again would only repeat it.
     """
     from ray import tune
 
-    torch.set_num_threads(job.threads)
-    job = replace(job, model=replace(job.model, **config["point"]))
-    data = arrays.dataset()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, state = start_or_resume(job, data, device, tune.get_checkpoint())
-    start = saved = time.monotonic()
-    try:
-        for stats in fit(model, data, job.training, state, objective=job.objective):
-            if every_epoch or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                with checkpoint_folder(model, state) as folder:
-                    assert folder is not None
-                    checkpoint = tune.Checkpoint.from_directory(folder)
-                    tune.report(stats.to_row(), checkpoint=checkpoint)
-                saved = time.monotonic()
-    except DivergenceError as divergence:
-        tune.report({"diverged": str(divergence)})
+    trial = setting.space.trial(config)
+    name = trial_id(setting.job, trial)
+    if name in setting.finished:
+        tune.report({**setting.finished[name], REPLAYED: True})
         return
+    start = time.monotonic()
+    job = job_at(setting.job, trial)
+    torch.set_num_threads(job.threads)
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is None and name in setting.checkpoints:
+        checkpoint = tune.Checkpoint(setting.checkpoints[name])
+    data = arrays.dataset()
+    device = torch.device("cuda" if setting.use_gpu else "cpu")
+    model, state = start_or_resume(job, data, device, checkpoint)
+    try:
+        _train(job, model, state, data, setting.every_epoch)
+    except DivergenceError as divergence:
+        tune.report({"diverged": str(divergence), "epoch": state.epoch, SCORE: LOWEST})
+        return
+    result = final_result(model, state, data, setting.num_importance_samples, job.training.seed)
+    tune.report(result | {"fit_seconds": time.monotonic() - start})
+
+
+def _train(
+    job: TrainingJob, model: VAE, state: TrainingState, data: Dataset, every_epoch: bool
+) -> None:
+    """Train to the end, reporting checkpoints."""
+    from ray import tune
+
+    saved = time.monotonic()
+    for stats in fit(model, data, job.training, state, objective=job.objective):
+        if every_epoch or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            with checkpoint_folder(model, state) as folder:
+                assert folder is not None
+                # The bound stands in for log p(x) where a scheduler stops the trial here.
+                report = stats.to_row() | {SCORE: stats.valid_elbo}
+                tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder))
+            saved = time.monotonic()
+
+
+def final_result(
+    model: VAE, state: TrainingState, data: Dataset, num_samples: int, seed: int
+) -> dict[str, Any]:
+    """A finished training's figures at its best epoch, whose weights `model` takes."""
     model.load_state_dict(state.best_weights)
-    result = valid_evidence(model, data, num_importance_samples, job.training.seed)
+    evidence = valid_evidence(model, data, num_samples, seed)
     best = state.history[state.best_epoch - 1].to_row() | {"epoch": state.epoch}
-    tune.report(best | result | {"fit_seconds": time.monotonic() - start})
+    return best | evidence | {SCORE: evidence["valid_log_px"]}
 
 
 def valid_evidence(model: VAE, data: Dataset, num_samples: int, seed: int) -> dict[str, float]:

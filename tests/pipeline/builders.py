@@ -89,6 +89,7 @@ def sweep_outputs(folder: Path, name: str = "sweep-0001") -> Path:
     rows = [
         {
             "trial_id": f"t{latent_dim}",
+            "point": latent_dim // 2,
             "latent_dim": latent_dim,
             "likelihood": "discretized_logistic",
             "seed": 0,
@@ -107,9 +108,17 @@ def sweep_outputs(folder: Path, name: str = "sweep-0001") -> Path:
         for latent_dim in (2, 4)
     ]
     failed = dict.fromkeys(rows[0], "")
-    failed |= {"trial_id": "t8", "latent_dim": 8, "likelihood": "gaussian", "seed": 0}
-    failed |= {"status": "failed", "error": "loss became NaN"}
+    failed |= {"trial_id": "t8", "point": 3, "latent_dim": 8, "likelihood": "gaussian", "seed": 0}
+    failed |= {"status": "diverged", "error": "loss became NaN"}
     write_csv(folder / "trials.csv", [*rows, failed])
+    only_trials = ("seed", "error", "epochs", "num_samples")
+    points = [
+        {key: value for key, value in row.items() if key not in only_trials}
+        | {"rank": rank, "num_seeds": 1}
+        | dict.fromkeys(("valid_log_px_seed_se", "valid_bits_per_dim_seed_se"), "")
+        for rank, row in zip((1, 2, ""), [*rows, failed], strict=True)
+    ]
+    write_csv(folder / "points.csv", points)
     model = {"data_shape": [1, 4, 4], "space": "grey8"}
     best = {"model": model, "selected_by": "valid_bits_per_dim", "score": 2.02, "trial_id": "t2"}
     write_json(folder / "best.json", best)

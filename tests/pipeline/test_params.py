@@ -125,6 +125,17 @@ WRONG_VALUES = [
     ("sweep", "likelihood", "gaussian", "sweep.likelihood: expected a list"),
     ("sweep", "likelihood", ["gaussian", "bernoulli"], "sweep.likelihood"),
     ("sweep", "likelihood", ["laplas"], "did you mean laplace?"),
+    ("sweep", "search", "bayes", "sweep.search: expected grid | random | optuna, got 'bayes'"),
+    ("sweep", "num_trials", 0, "sweep.num_trials: expected a whole number at least 1, got 0"),
+    ("sweep", "num_seeds", 0, "sweep.num_seeds: expected a whole number at least 1, got 0"),
+    ("sweep", "latent_dim", {"integer": [2, 8]}, "sweep.latent_dim: grid needs a list of values"),
+    ("sweep", "space", [], "sweep.space: expected a mapping, got []"),
+    (
+        "sweep",
+        "space",
+        {"objective.beta": [-1]},
+        "objective.beta -1: expected a number of at least",
+    ),
     ("sweep", "epochs", 0, "sweep.epochs: expected a whole number at least 1, got 0"),
     ("sweep", "num_importance_samples", -1, "sweep.num_importance_samples"),
     ("sweep", "scheduler", "ASHA", "got 'ASHA'"),
@@ -137,6 +148,9 @@ WRONG_VALUES = [
     ("training", "gradient_clip", 0, "training.gradient_clip"),
     ("training", "patience", 0, "training.patience"),
     ("training", "seed", None, "training.seed: expected a whole number, got null"),
+    ("scaling", "workers_per_trial", 0, "scaling.workers_per_trial: expected a whole number"),
+    ("scaling", "gpus_per_trial", 0, "expected a number above 0 and at most 1, got 0"),
+    ("scaling", "gpus_per_trial", 2, "expected a number above 0 and at most 1, got 2"),
     ("scaling", "num_workers", 0, "scaling.num_workers"),
     ("scaling", "use_gpu", 1, "scaling.use_gpu: expected true or false, got 1"),
     ("scaling", "use_gpu", "yes", "got 'yes'"),
@@ -225,16 +239,14 @@ def test_misspelt_and_missing_keys_and_sections(tmp_path: Path):
     assert "training.patiance: there is no such key; did you mean training.patience?" in found
     assert "training.patience: the key is missing; expected a whole number, or null" in found
     assert "sweeps: there is no such section; did you mean sweep?" in found
-    assert "sweep: the section is missing; its keys: latent_dim, likelihood, epochs" in found
+    assert "sweep: the section is missing; its keys: search, latent_dim, likelihood, space" in found
 
 
 def test_duplicate_keys_name_both_lines(tmp_path: Path):
     text = changed()
-    line = text.splitlines().index("scaling:") + 2
-    found = faults_of(
-        text.replace("  max_failures:", "  num_workers: 4\n  max_failures:"), tmp_path
-    )
-    assert f"expected once, stands in lines {line} and {line + 3}" in found
+    first = text.splitlines().index("register:") + 2
+    twice = text.replace("  promote: null\n", "  promote: null\n  promote: true\n")
+    assert f"expected once, stands in lines {first} and {first + 1}" in faults_of(twice, tmp_path)
 
 
 def test_a_section_that_is_no_mapping(tmp_path: Path):
@@ -246,6 +258,76 @@ def test_every_likelihood_outside_the_space_is_named(tmp_path: Path):
     found = faults_of(changed(data={"space": "binary"}), tmp_path)
     for name in LIKELIHOODS:
         assert f"likelihood {name} does not fit space binary" in found
+
+
+SPACES = [
+    ({"objective.bta": [1]}, "did you mean objective.beta?"),
+    ({"hidden": [[8]]}, "did you mean model.hidden?"),
+    ({"data.seed": [1]}, "sections: model, objective, training"),
+    ({"training.epochs": [1]}, "trials are sweep.epochs long"),
+    ({"model.latent_dim": [1]}, "its values stand in sweep.latent_dim"),
+    ({"training.seed": [1]}, "sweep.num_seeds trains each point with several"),
+    ({"objective.beta": 1}, "sweep.space.objective.beta: expected a list of one"),
+    ({"objective.beta": [1, "2"]}, "objective.beta: expected a number, got '2'"),
+    ({"objective.beta": [1, 1]}, "expected each value once, got [1, 1]"),
+    ({"model.prior": ["norml", "vamp"]}, "did you mean normal?"),
+    (
+        {"objective.name": ["elbo", "iwae"], "objective.beta": [0.5, 1]},
+        "objective.name iwae with objective.beta 0.5: iwae has no KL term of its own to weigh",
+    ),
+]
+
+
+@pytest.mark.parametrize(("space", "words"), SPACES, ids=str)
+def test_a_space_that_can_not_be_searched(space, words, tmp_path: Path):
+    assert words in faults_of(changed(sweep={"space": space}), tmp_path)
+
+
+RANGES = [
+    ("training.learning_rate", {"log_uniform": [0, 1]}, "expected low above 0 for log_uniform"),
+    ("training.learning_rate", {"uniform": [1, 0.1]}, "expected [low, high] with low below high"),
+    ("training.learning_rate", {"uniform": [0.1]}, "expected [low, high] for uniform, got [0.1]"),
+    ("training.learning_rate", {"integer": [1, 2]}, "one of uniform, log_uniform with [low, high]"),
+    ("training.batch_size", {"uniform": [32, 64]}, "one of integer, log_integer with [low, high]"),
+    ("training.batch_size", {"integer": [32, 64.5]}, "expected a whole number, got 64.5"),
+    ("training.learning_rate", {}, "expected a list of values, or one of uniform, log_uniform"),
+    ("model.prior", {"uniform": [0, 1]}, "expected a list of values, since it is no number"),
+    ("model.min_scale", {"uniform": [0.1, 2]}, "expected a number between 0 and 1, got 2.0"),
+    ("objective.free_bits", {"uniform": [-1, 2]}, "expected a number of at least 0, got -1.0"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "words"), RANGES, ids=str)
+def test_a_range_that_the_key_does_not_allow(key, value, words, tmp_path: Path):
+    sweep = {"search": "random", "space": {key: value}}
+    assert words in faults_of(changed(sweep=sweep), tmp_path)
+
+
+def test_all_faults_of_a_space_at_once_each_with_its_line(tmp_path: Path):
+    space = {"objective.bta": [1], "training.learning_rate": [0], "hidden": [[8]]}
+    found = faults_of(changed(sweep={"space": space}), tmp_path)
+    assert "has 3 faults" in found
+    assert found.count("line ") == 3
+
+
+def test_the_axes_begin_with_latent_dimension_and_likelihood(tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    space = {"model.hidden": [[8], [8, 4]], "training.batch_size": {"log_integer": [16, 256]}}
+    sweep = {"search": "optuna", "latent_dim": [2, [4, 2]], "space": space}
+    path.write_text(changed(model={"likelihood": "gaussian"}, sweep=sweep))
+    axes = load_params(path).axes
+    assert [(axis.key, axis.size) for axis in axes] == [
+        ("model.latent_dim", 2),
+        ("model.likelihood", 1),
+        ("model.hidden", 2),
+        ("training.batch_size", 241),
+    ]
+    assert axes[0].values == (2, (4, 2))
+
+
+def test_workers_of_a_trial_do_not_share_a_gpu(tmp_path: Path):
+    scaling = {"workers_per_trial": 2, "gpus_per_trial": 0.5}
+    assert "each of several workers needs a GPU" in faults_of(changed(scaling=scaling), tmp_path)
 
 
 def test_a_pinned_likelihood_frees_the_sweeps_list(tmp_path: Path):
@@ -308,13 +390,17 @@ def test_sections_made_in_python_are_checked_too():
             seed=-1,
             limit=None,
         )
-    with pytest.raises(ValueError, match=r"likelihood: expected each value once"):
+    with pytest.raises(ValueError, match=r"num_seeds: asha stops trials one by one"):
         SweepParams(
+            search="grid",
+            space={},
+            num_trials=1,
+            num_seeds=2,
             latent_dim=(2,),
-            likelihood=("gaussian", "gaussian"),
+            likelihood=("gaussian",),
             epochs=1,
             num_importance_samples=1,
-            scheduler="none",
+            scheduler="asha",
             seed=0,
             max_concurrent=None,
         )

@@ -24,8 +24,10 @@ def trials(**changes) -> pd.DataFrame:
             "status": "ok",
             "valid_log_px": -1000.0 - size,
             "valid_log_px_se": 5.0,
+            "valid_log_px_seed_se": None,
             "valid_bits_per_dim": score,
             "valid_bits_per_dim_se": 0.01,
+            "valid_bits_per_dim_seed_se": None,
         }
         | changes
         for name, size, score in [("b", 16, 2.0), ("a", 2, 3.0), ("a", 16, 1.5), ("b", 2, 2.5)]
@@ -49,6 +51,22 @@ def test_sweep_draws_one_line_a_likelihood_in_the_order_of_sizes():
     assert any("best 1.500" in text.get_text() for text in ax.texts)
 
 
+def test_sweep_draws_the_best_of_points_that_differ_in_other_keys():
+    table = pd.concat([trials(), trials().assign(valid_bits_per_dim=[1.9, 3.5, 1.6, 2.6])])
+    (ax,) = plots.sweep_figure(table).axes
+    assert lines(ax) == {"a": [3.0, 1.5], "b": [2.5, 1.9]}
+
+
+def test_sweep_bars_are_over_seeds_where_there_are_several():
+    def bars(**changes) -> list[float]:
+        (ax,) = plots.sweep_figure(trials(**changes)).axes
+        (segments,) = ax.containers[0].lines[2]  # type: ignore[attr-defined]
+        return [round(float(y[1, 1] - y[0, 1]), 6) for y in segments.get_segments()]
+
+    assert bars() == [0.02, 0.02]
+    assert bars(valid_bits_per_dim_seed_se=0.2) == [0.4, 0.4]
+
+
 def test_sweep_in_nats_is_minus_log_px():
     (ax,) = plots.sweep_figure(trials(), "nats").axes
     assert lines(ax) == {"a": [1002.0, 1016.0], "b": [1002.0, 1016.0]}
@@ -62,9 +80,9 @@ def test_sweep_without_bits_falls_back_to_nats():
 
 def test_sweep_counts_failed_trials():
     table = trials()
-    table.loc[0, ["status", "valid_bits_per_dim"]] = ["failed", np.nan]
+    table.loc[0, ["status", "valid_bits_per_dim"]] = ["died", np.nan]
     (ax,) = plots.sweep_figure(table).axes
-    assert "1 of 4 trials failed" in ax.get_title("left")
+    assert "1 of 4 points failed" in ax.get_title("left")
     assert lines(ax)["b"] == [2.5]
 
 

@@ -47,8 +47,8 @@ def outputs(tmp_path) -> dict[str, Path]:
     checks = [{"name": "exact", "expected": -1.5, "found": -1.49, "tolerance": 0.1, "passed": True}]
     builders.write_json(paths["selfcheck"], {"passed": True, "checks": checks})
     sweep = builders.sweep_outputs(paths["sweep"])
-    trials = pd.read_csv(sweep / "trials.csv")
-    trials.assign(valid_elbo=trials["valid_elbo"] * 30).to_csv(sweep / "trials.csv", index=False)
+    points = pd.read_csv(sweep / "points.csv")
+    points.assign(valid_elbo=points["valid_elbo"] * 30).to_csv(sweep / "points.csv", index=False)
     builders.write_json(sweep / "best.json", {
         "model": MODEL, "objective": OBJECTIVE, "selected_by": "valid_bits_per_dim",
         "score": 2.02, "trial_id": "t2",
@@ -67,8 +67,8 @@ def outputs(tmp_path) -> dict[str, Path]:
         {"id": [f"x{i}" for i in range(40)], "log_px": log_px, "baseline_log_px": log_px - 22.5}
         | {"ess": np.linspace(5, 40, 40), "khat": np.linspace(-0.1, 0.75, 40)}
     ).to_parquet(paths["evaluate"] / "per_example.parquet")
-    sweep_plot(trials, paths["evaluate"] / "reconstructions.png")
-    sweep_plot(trials, paths["evaluate"] / "latent_space.png")
+    sweep_plot(points, paths["evaluate"] / "reconstructions.png")
+    sweep_plot(points, paths["evaluate"] / "latent_space.png")
     register(paths)
     return paths
 
@@ -195,11 +195,11 @@ def test_binary_data_show_both_baselines_in_nats(outputs):
 
 
 def test_a_pinned_sweep(outputs):
-    trials = pd.read_csv(outputs["sweep"] / "trials.csv").iloc[:1]
-    empty = [c for c in trials.columns if c.startswith("valid_")] + ["num_samples", "error"]
-    trials[empty] = np.nan
-    trials["status"] = "pinned"
-    trials.to_csv(outputs["sweep"] / "trials.csv", index=False)
+    for name in ("trials.csv", "points.csv"):
+        table = pd.read_csv(outputs["sweep"] / name).iloc[:1]
+        empty = [c for c in table if c.startswith("valid_") or c in ("num_samples", "error")]
+        table[empty] = np.nan
+        table.assign(status="pinned").to_csv(outputs["sweep"] / name, index=False)
     text = Page(render(load(outputs))).text
     assert "Nothing was swept: params.yaml pins the likelihood to discretized_logistic" in text
 
