@@ -128,8 +128,7 @@ class Journal:
         for entry in self.storage.filesystem.get_file_info(selector):
             content = self.storage.read(f"{self.folder}/{entry.base_name}")
             if content:  # a kill may have cut one short
-                point = {key: _as_tuples(value) for key, value in content["point"].items()}
-                record = Record(**{**content, "point": point})
+                record = Record(**{key: _as_tuples(value) for key, value in content.items()})
                 yield entry.base_name.removesuffix(".json"), record
 
     def _write(self, name: str, record: Record) -> None:
@@ -138,4 +137,7 @@ class Journal:
 
 
 def _as_tuples(value: Any) -> Any:
+    """What JSON made lists of is tuples again, in mappings too."""
+    if isinstance(value, dict):
+        return {key: _as_tuples(item) for key, item in value.items()}
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value

@@ -65,7 +65,7 @@ def tune_workers(
             diverged.update(row)
             return
         last = row["epoch"]
-        if setting.every_epoch:
+        if setting.every_epoch and last < job.training.epochs:
             tune.report(row | {SCORE: row["valid_elbo"]})
 
     with tempfile.TemporaryDirectory() as folder:

@@ -75,12 +75,15 @@ def tune_trial(config: dict[str, Any], *, setting: Setting, arrays: TrainingArra
 def _train(
     job: TrainingJob, model: VAE, state: TrainingState, data: Dataset, every_epoch: bool
 ) -> None:
-    """Train to the end, reporting checkpoints."""
+    """Train to the end, reporting checkpoints on the way."""
     from ray import tune
 
     saved = time.monotonic()
     for stats in fit(model, data, job.training, state, objective=job.objective):
-        if every_epoch or time.monotonic() - saved > CHECKPOINT_SECONDS:
+        finished = state.finished(job.training)
+        if every_epoch and finished:
+            return  # the result follows; the scheduler would take this report for it
+        if every_epoch or finished or time.monotonic() - saved > CHECKPOINT_SECONDS:
             with checkpoint_folder(model, state) as folder:
                 assert folder is not None
                 # The bound stands in for log p(x) where a scheduler stops the trial here.

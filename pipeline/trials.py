@@ -36,6 +36,10 @@ class Resources:
         gpus = scaling.gpus_per_trial if scaling.use_gpu else 0.0
         return cls(workers=scaling.workers_per_trial, cpus=scaling.threads_per_worker, gpus=gpus)
 
+    def request(self) -> dict[str, float]:
+        """What Tune reserves for a trial of one worker."""
+        return {"cpu": self.cpus, "gpu": self.gpus}
+
     def at_once(self) -> int:
         """How many trials the connected cluster holds at a time."""
         fits = cluster.num_cpus() // self.cpus
@@ -149,7 +153,7 @@ def _trainable(
 
     if resources.workers == 1:
         function = tune.with_parameters(tune_trial, setting=setting, arrays=arrays)
-        return tune.with_resources(function, {"cpu": resources.cpus, "gpu": resources.gpus})
+        return tune.with_resources(function, resources.request())
     workers = Workers(
         count=resources.workers,
         use_gpu=scaling.use_gpu,
