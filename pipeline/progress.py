@@ -55,7 +55,7 @@ class TrialLog(Callback):
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         result = trial.last_result
         if REPLAYED in result:
-            advance(self._done(trials, trial))
+            advance(self._done(trials, trial), "finished before")
             return
         log_px = result.get("valid_log_px")
         if "diverged" in result:

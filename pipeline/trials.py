@@ -65,10 +65,7 @@ def run_trials(
         todo: list[Trial] | None = [t for t in known if journal.id(t) not in finished]
         if any(journal.id(trial) in journal.records for trial in known):
             say(f"sweep      goes on: {len(known) - len(todo)} trials are finished")
-        if (
-            len(known) < params.sweep.num_trials * params.sweep.num_seeds
-            and params.sweep.search == "optuna"
-        ):
+        if params.sweep.search == "optuna" and len(known) < num_trials(params):
             todo = None  # it has points to propose
         if todo is None or todo:
             setting = Setting(
@@ -111,7 +108,7 @@ def _run(
     if todo is None or resources.workers > 1:
         # Without a limit Tune would ask Optuna for many proposals before the first result, and
         # trials of several workers would each hold what the others wait for.
-        at_once = min(at_once or math.inf, resources.at_once())
+        at_once = min(at_once or math.inf, max(1, resources.at_once()))
     total = num_trials(params)
     before = 0 if todo is None else total - len(todo)
     param_space, search = tune_arguments(setting.space, sweep, journal, todo)

@@ -39,7 +39,7 @@ class Terminal:
         deadline = time.monotonic() + seconds
         while text not in self.shown:
             assert time.monotonic() < deadline, f"{text!r} never came:\n{self.shown}"
-            assert psutil.pid_exists(self.pid), f"it ended before {text!r}:\n{self.shown}"
+            assert self.running(), f"it ended before {text!r}:\n{self.shown}"
             time.sleep(0.02)
 
     def wait_for_process(self, title: str, seconds: float = 300) -> None:
@@ -47,7 +47,12 @@ class Terminal:
         deadline = time.monotonic() + seconds
         while not any(title in name for name in self.processes()):
             assert time.monotonic() < deadline, f"no process {title}:\n{self.shown}"
+            assert self.running(), f"it ended before {title!r} ran:\n{self.shown}"
             time.sleep(0.05)
+
+    def running(self) -> bool:
+        """Whether the command has not ended yet."""
+        return psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
 
     def press_ctrl_c(self) -> None:
         os.write(self.screen, b"\x03")

@@ -243,7 +243,7 @@ def test_trials_share_a_gpu(small: Path):
             def come(self) -> None:
                 self.count += 1
 
-            def there(self) -> int:
+            def there(self) -> Any:
                 return self.count
 
         meeting: Any = ray.remote(num_cpus=0)(Meeting).remote()
