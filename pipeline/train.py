@@ -79,7 +79,8 @@ def chosen_training(own: TrainingConfig, swept: dict[str, Any]) -> TrainingConfi
     """`training` of params.yaml, with the values of the keys that the sweep chose."""
     for key, value in swept.items():
         if value != getattr(own, key):
-            say(f"train      {key} {in_words(value)} from the sweep, not {getattr(own, key)}")
+            mine = in_words(getattr(own, key))
+            say(f"train      {key} {in_words(value)} from the sweep, not {mine} as in params.yaml")
     return replace(own, **swept)
 
 

@@ -12,6 +12,7 @@ from pipeline.journal import Journal, Trial, job_at, trial_id
 from pipeline.params import SweepParams, load_params
 from pipeline.search import Space, known_points, planned, tune_arguments
 from pipeline.storage import open_storage
+from pipeline.train import chosen_training
 from pipeline.worker import TrainingJob
 from vae.model import VAEConfig
 from vae.objectives import Objective
@@ -137,3 +138,12 @@ def test_optuna_is_told_of_the_points_before_in_their_order(journal: Journal):
     ]  # fmt: skip
     assert found[4].point == found[5].point
     assert found[4].point not in known_points(SPACE, again)
+
+
+def test_train_takes_the_swept_training_keys_and_says_so(capsys: pytest.CaptureFixture[str]):
+    own = TrainingConfig(epochs=7, learning_rate=0.002, batch_size=64)
+    found = chosen_training(own, {"learning_rate": 0.0312345, "batch_size": 64})
+    assert found == replace(own, learning_rate=0.0312345)
+    assert capsys.readouterr().out == (
+        "train      learning_rate 0.03123 from the sweep, not 0.002 as in params.yaml\n"
+    )

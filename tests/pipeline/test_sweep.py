@@ -248,13 +248,16 @@ def test_trials_share_a_gpu(small: Path):
 
         meeting: Any = ray.remote(num_cpus=0)(Meeting).remote()
 
+        def present() -> Any:
+            return ray.get(meeting.there.remote())
+
         def trial(config: dict[str, Any]) -> None:
             ray.get(meeting.come.remote())
             deadline = time.monotonic() + 300
-            while ray.get(meeting.there.remote()) < 4 and time.monotonic() < deadline:
+            while present() < 4 and time.monotonic() < deadline:
                 time.sleep(0.1)
             gpus = ray.get_runtime_context().get_accelerator_ids()["GPU"]
-            tune.report({"gpus": gpus, "met": ray.get(meeting.there.remote())})
+            tune.report({"gpus": gpus, "met": present()})
 
         grid = tune.Tuner(
             tune.with_resources(trial, quarter.request()),
