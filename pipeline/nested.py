@@ -8,7 +8,6 @@ wait for ever.
 from __future__ import annotations
 
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,6 @@ def tune_workers(
     if name in setting.finished:
         tune.report({**setting.finished[name], REPLAYED: True})
         return
-    start = time.monotonic()
     job = job_at(setting.job, trial)
     diverged: dict[str, Any] = {}
     last = 0
@@ -82,7 +80,7 @@ def tune_workers(
     task = evidence.options(scheduling_strategy="DEFAULT").remote(
         job, result.checkpoint, arrays, setting.num_importance_samples, workers.use_gpu
     )
-    tune.report(ray.get(task) | {"fit_seconds": time.monotonic() - start})
+    tune.report(ray.get(task))
 
 
 def _trainer(job: TrainingJob, workers: Workers, arrays: list[Any], name: str, log: Any) -> Any:
@@ -91,7 +89,7 @@ def _trainer(job: TrainingJob, workers: Workers, arrays: list[Any], name: str, l
 
     return TorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "arrays": arrays[0]},
+        train_loop_config={"job": job, "arrays": arrays[0], "data": arrays[0]},
         torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.count,

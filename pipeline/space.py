@@ -15,6 +15,7 @@ ELSEWHERE = {
     LIKELIHOOD: "its values stand in sweep.likelihood",
     "training.epochs": "trials are sweep.epochs long",
     "training.patience": "trials are sweep.epochs long",
+    "training.memory_limit_mb": "it changes no result",
     "training.seed": "sweep.num_seeds trains each point with several seeds",
 }
 MOST_REPORTED = 3

@@ -64,7 +64,8 @@ def run_trials(
         finished = {name: r.row for name, r in journal.records.items() if r.row and r.finished}
         todo: list[Trial] | None = [t for t in known if journal.id(t) not in finished]
         if any(journal.id(trial) in journal.records for trial in known):
-            say(f"sweep      goes on: {len(known) - len(todo)} trials are finished")
+            done = len(known) - len(todo)
+            say(f"sweep      goes on: {done} of {num_trials(params)} trials are finished")
         if params.sweep.search == "optuna" and len(known) < num_trials(params):
             todo = None  # it has points to propose
         if todo is None or todo:

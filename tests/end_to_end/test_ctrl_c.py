@@ -79,4 +79,4 @@ def test_in_dvc_repro(project: Project):
     time.sleep(random.Random(5).uniform(0, 2))
     interrupt(terminal, 255)  # DVC's own code for a stage that failed
     output = project.run("dvc", "repro", "sweep")
-    assert "goes on: 0 trials are finished" in output
+    assert "goes on: 0 of 4 trials are finished" in output

@@ -225,7 +225,7 @@ def test_killed_sweep_keeps_its_finished_trials(unswept: Project):
     kill(process)
     unswept.change({"scaling.threads_per_worker": 2, "sweep.max_concurrent": None})
     again = unswept.stage("sweep")
-    assert "goes on: 2 trials are finished" in again
+    assert "goes on: 2 of 4 trials are finished" in again
     assert [place for place in ("1/4", "2/4", "3/4", "4/4") if f" {place} " in again] == [
         "3/4",
         "4/4",

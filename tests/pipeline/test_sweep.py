@@ -100,7 +100,7 @@ def test_optuna_with_seeds_goes_on_where_it_was(small: Path, capfd: pytest.Captu
 
     before = rows(small)
     longer = run(small, sweep=search | {"num_trials": 3})
-    assert "goes on: 4 trials are finished" in capfd.readouterr().out
+    assert "goes on: 4 of 6 trials are finished" in capfd.readouterr().out
     assert len(longer) == 6
     known = {row["trial_id"] for row in before}
     kept = [row for row in rows(small) if row["trial_id"] in known]
