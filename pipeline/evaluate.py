@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pipeline import pictures, plots, tracking
+from pipeline import pictures, plots, shifted, tracking
 from pipeline.baseline import Baseline, fit_baselines
 from pipeline.figures import save
 from pipeline.params import EvaluateParams, Params, load_params
@@ -207,6 +207,12 @@ def evaluate(
     num_values = math.prod(meta.data_shape)
     metrics = summarise(test, baselines, space=meta.space, num_values=num_values)
     metrics |= {"proposal": config.proposal} | _collapse(model, x["test"])
+
+    def log_px(changed: Tensor) -> np.ndarray:
+        samples = min(K, shifted.MOST_SAMPLES)
+        return score_split(model, changed, samples, config.seed, config.proposal).log_px
+
+    metrics["shifted"] = shifted.compare(x["test"], test.log_px, meta.space, config.seed, log_px)
     metrics = _plain(metrics)
     gallery = pictures.Gallery(
         model=model,

@@ -170,6 +170,8 @@ def send_evaluation(store: Store, evaluate: Path, train: Path) -> str:
     baseline = metrics.get("baseline") or {}
     current = {f"test/{key}": value for key, value in metrics.items() if is_finite(value)}
     current |= {f"baseline/{key}": value for key, value in baseline.items() if is_finite(value)}
+    shifted = metrics.get("shifted") or {}
+    current |= {f"shifted/{name}": found["auroc"] for name, found in shifted.items()}
     now = time.time()
     ladder = [
         Point(key="test/ladder", value=value, time=now, step=int(samples))

@@ -48,7 +48,7 @@ UNUSED = {
     | TRAINING
     | MODEL
     | {"vae/diagnostics.py"}
-    | {f"pipeline/{name}.py" for name in ("baseline", "evaluate", "panels", "pictures")},
+    | {f"pipeline/{name}.py" for name in ("baseline", "evaluate", "panels", "pictures", "shifted")},
     "report": ESTIMATING | MODEL,
 }
 
