@@ -18,7 +18,8 @@ REGISTERED = Path("reports/register.json")
 class PackedModel:
     """A registered model's files.
 
-    weights_hash names the model; columns are a table's, None for images and older models.
+    weights_hash names the model; columns and filled (what stands for missing values) are a
+    table's; converts: its pictures were scaled or recoloured when they were prepared.
     """
 
     folder: Path
@@ -27,6 +28,8 @@ class PackedModel:
     data_shape: tuple[int, ...]
     num_samples: int
     columns: list[str] | None
+    filled: dict[str, float] | None = None
+    converts: bool = False
 
 
 def champion_uri(register: Path = REGISTERED) -> str:
@@ -67,6 +70,8 @@ def describe(folder: Path) -> PackedModel:
             data_shape=tuple(config["model"]["data_shape"]),
             num_samples=int(reference["num_samples"]),
             columns=data["columns"],
+            filled=data["filled"],
+            converts=data["converts"],
         )
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise UserError(

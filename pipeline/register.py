@@ -77,7 +77,7 @@ def _register(params: Params, paths: Paths, store: Store, ensure: bool) -> dict[
     registry.ensure_exists()
 
     run_id = tracking.model_run(store, paths.train)
-    version = _version(registry, run_id, meta, metrics, config, paths)
+    version = _version(registry, run_id, params, meta, metrics, config, paths)
     tracking.send_training(store, paths.train, paths.model, paths.sweep)
     tracking.send_evaluation(store, paths.evaluate, paths.train)
     table = pd.read_parquet(paths.evaluate / "per_example.parquet")
@@ -141,6 +141,7 @@ def _register(params: Params, paths: Paths, store: Store, ensure: bool) -> dict[
 def _version(
     registry: Registry,
     run_id: str,
+    params: Params,
     meta: Meta,
     metrics: Mapping[str, Any],
     config: Mapping[str, Any],
@@ -150,7 +151,7 @@ def _version(
     content = {
         "model": paths.model,
         "reference": paths.evaluate / "reference.json",
-        "data": {"dataset": meta.dataset, "space": meta.space, "columns": _columns(meta)},
+        "data": _data(meta, params),
         "example": load_split(paths.prepared, "test").x[:EXAMPLES],
     }
     tags = _tags(meta, metrics, config)
@@ -162,10 +163,15 @@ def _version(
     return found
 
 
-def _columns(meta: Meta) -> list[str] | None:
-    """Names of a table's columns."""
-    names = getattr(meta, "columns", None)
-    return list(names) if names else None
+def _data(meta: Meta, params: Params) -> dict[str, Any]:
+    """What a registered model must know of its data to take new data as it was prepared."""
+    return {
+        "dataset": meta.dataset,
+        "space": meta.space,
+        "columns": None if meta.columns is None else list(meta.columns),
+        "filled": meta.filled,
+        "converts": params.data.size is not None or params.data.channels is not None,
+    }
 
 
 def _tags(meta: Meta, metrics: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:

@@ -19,13 +19,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
 
 from pipeline.loading import PackedModel
-from pipeline.sources import pixels_of
+from pipeline.sources.images import SUFFIXES, PictureError, decode_picture
 from pipeline.stage import UserError
 
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
+IMAGES = set(SUFFIXES)
 FILES_IN_STREAM = 2048
 CHUNK_DRAWS = 2**17  # examples times importance samples
 CHUNK_VALUES = 2**22
@@ -61,6 +60,8 @@ class Layout:
     data_shape: tuple[int, ...]
     columns: tuple[str, ...] | None
     rows: int
+    filled: dict[str, float] | None = None  # what stands for a column's missing values
+    converts: bool = False  # pictures to the model's size and channels, as its own were
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def open_input(path: Path, model: PackedModel, num_samples: int) -> Input:
         data_shape=model.data_shape,
         columns=None if model.columns is None else tuple(model.columns),
         rows=max(1, min(rows, CHUNK_VALUES // values)),
+        filled=model.filled,
+        converts=model.converts and len(model.data_shape) == 3,
     )
     if files[0].suffix.lower() in IMAGES:
         names = [str(file.relative_to(path)) if path.is_dir() else file.name for file in files]
@@ -136,10 +139,12 @@ def read_images(stream: Stream, layout: Layout, done: Collection[str]) -> Iterat
 
 
 def _read_image(path: Path, layout: Layout) -> np.ndarray:
+    channels, size = (
+        (layout.data_shape[0], layout.data_shape[1:]) if layout.converts else (None, None)
+    )
     try:
-        with Image.open(path) as image:
-            pixels = pixels_of(image)
-    except (OSError, UnidentifiedImageError, ValueError) as error:
+        pixels = decode_picture(path, channels=channels, size=size)
+    except PictureError as error:
         raise UserError(f"{path} cannot be read as an image ({error})") from None
     if pixels.shape != layout.data_shape:
         raise UserError(
@@ -173,6 +178,8 @@ def read_npz(stream: Stream, layout: Layout, done: Collection[str]) -> Iterator[
                 if name in done:
                     continue
                 x = np.frombuffer(content, dtype).reshape(count, *shape[1:])
+                if x.shape[1:] == _channels_last(layout) != layout.data_shape:
+                    x = np.moveaxis(x, -1, 1)
                 rows = range(start, start + count)
                 known = [f"{stream.prefix}{row}" if ids is None else ids[row] for row in rows]
                 yield Chunk(name, x, known)
@@ -185,7 +192,8 @@ def _npz_member(archive: zipfile.ZipFile, layout: Layout, path: Path) -> str:
             shapes[name] = _npy_header(file)[0]
     flat = (math.prod(layout.data_shape),)
     plain = tuple(size for size in layout.data_shape if size > 1)
-    fits = [n for n, s in shapes.items() if s[1:] in (layout.data_shape, flat, plain)]
+    accepted = (layout.data_shape, _channels_last(layout), flat, plain)
+    fits = [name for name, shape in shapes.items() if shape[1:] in accepted]
     if f"{TENSOR}.npy" in fits:
         return f"{TENSOR}.npy"
     if len(fits) != 1:
@@ -195,6 +203,10 @@ def _npz_member(archive: zipfile.ZipFile, layout: Layout, path: Path) -> str:
             f"or one named {TENSOR}; found {found or 'none'}"
         )
     return fits[0]
+
+
+def _channels_last(layout: Layout) -> tuple[int, ...]:
+    return (*layout.data_shape[1:], *layout.data_shape[:1])
 
 
 def _npz_ids(archive: zipfile.ZipFile) -> list[str] | None:
@@ -292,7 +304,7 @@ def _values(frame: pd.DataFrame, layout: Layout, path: Path) -> np.ndarray:
             + (f"missing: {', '.join(missing)}" if missing else f"found {len(names)}")
         )
     try:
-        return frame[names].to_numpy(np.float64)
+        return frame[names].fillna(layout.filled or {}).to_numpy(np.float64)
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: expected numbers ({error})") from None
 

@@ -63,7 +63,9 @@ class ScoredVAE(PythonModel):
         self.reference_percent = 100 * np.asarray(reference["probabilities"])
         self.num_samples = int(reference["num_samples"])
         self.proposal = str(reference.get("proposal", "encoder"))
-        self.columns: list[str] | None = json.loads((folder / "data.json").read_text())["columns"]
+        data = json.loads((folder / "data.json").read_text())
+        self.columns: list[str] | None = data["columns"]
+        self.filled: dict[str, float] = data.get("filled") or {}  # for missing values
         check_parameters_ourselves()
 
     def predict(
@@ -172,7 +174,7 @@ class ScoredVAE(PythonModel):
             )
         if len(set(names)) < len(names):
             raise refusal(f"expected each column once; found {', '.join(names)}")
-        return values.set_axis(names, axis=1)[self.columns]
+        return values.set_axis(names, axis=1)[self.columns].fillna(self.filled)
 
     def _to_data(self, values: np.ndarray) -> Tensor:
         """Values as the model's data, (B, *data_shape); raises unless they are of its space."""

@@ -52,6 +52,7 @@ def params(
     """The sections of `Params` that tracking and registration read."""
     return SimpleNamespace(
         tracking=SimpleNamespace(experiment=experiment, uri=uri),
+        data=SimpleNamespace(size=None, channels=None),
         register=SimpleNamespace(promote=promote),
         evaluate=SimpleNamespace(**{"num_importance_samples": 50, "seed": 0} | evaluate),
     )

@@ -65,6 +65,8 @@ def write(kind: str, folder: Path, x: np.ndarray) -> Path:
         np.savez_compressed(path, x=x, label=np.zeros(len(x)))
     elif kind == "npz-flat":
         np.savez(path, pixels=x.reshape(len(x), 16), other=np.zeros(3))
+    elif kind == "npz-last":
+        np.savez(path, np.moveaxis(x, 1, -1))
     elif kind == "csv":
         flat.assign(label=1).to_csv(path, index=False)
     elif kind == "parquet":
@@ -75,7 +77,9 @@ def write(kind: str, folder: Path, x: np.ndarray) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["npz", "npz-flat", "csv", "parquet", "parquet-tensors"])
+@pytest.mark.parametrize(
+    "kind", ["npz", "npz-flat", "npz-last", "csv", "parquet", "parquet-tensors"]
+)
 def test_a_file_is_read_in_chunks_with_its_row_numbers(
     tmp_path: Path, x: np.ndarray, kind: str
 ) -> None:
@@ -108,6 +112,16 @@ def test_ids_of_the_data_are_kept_and_columns_found_by_name(tmp_path: Path) -> N
         (found,) = chunks(path, packed)
         assert found.id == ["p", "q"]
         np.testing.assert_array_equal(found.x, [[1, 2], [3, 4]])
+
+
+def test_new_data_is_taken_as_the_models_own_was_prepared(tmp_path: Path) -> None:
+    pd.DataFrame({"a": [1.0, None], "b": [2.0, 4.0]}).to_csv(tmp_path / "t.csv", index=False)
+    packed = model(space="continuous", data_shape=(2,), columns=["a", "b"], filled={"a": 7.0})
+    (found,) = chunks(tmp_path / "t.csv", packed)
+    np.testing.assert_array_equal(found.x, [[1, 2], [7, 4]])
+    Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(tmp_path / "large.png")
+    (found,) = chunks(tmp_path / "large.png", model(converts=True))
+    np.testing.assert_array_equal(found.x, np.full((1, 1, 4, 4), 90))
 
 
 def test_rows_of_several_files_are_told_apart(tmp_path: Path, x: np.ndarray) -> None:
