@@ -7,11 +7,12 @@ with its line, its key, the value found and what is allowed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from functools import cache, partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
@@ -55,6 +56,7 @@ class Section:
 
 # What `data.source` may begin with, besides the name of a user's module.
 SOURCE_NAMES = ("mnist5k", "torchvision", "folder", "npz", "npy", "table")
+_OUTPUTS = ("data/prepared", "models", "reports")
 _TAKES_ARGUMENT = ("torchvision",)
 _IMAGES = ("mnist5k", "torchvision", "folder")
 # Keys that only some sources read.
@@ -115,6 +117,16 @@ class DataParams(Section):
             )
         if self.space != "continuous" and name == "table":
             yield f"space: source table gives real numbers; use continuous, got {self.space}"
+        root = PurePath(os.path.normpath(self.root))
+        for output in map(PurePath, _OUTPUTS):
+            if not root.is_absolute() and (
+                output.is_relative_to(root) or root.is_relative_to(output)
+            ):
+                yield (
+                    f"root: {shown(self.root)} meets {output}, which stages write; keep the data "
+                    "in a folder of its own, such as data/own"
+                )
+                break
         for key, sources in _READ_BY.items():
             value = getattr(self, key)
             if value not in (None, "refuse") and name in SOURCE_NAMES and name not in sources:

@@ -8,7 +8,6 @@ train_images, train_labels, with test, val or valid for train.
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.params import DataParams
-from pipeline.sources.examples import Examples, data_root, encode_labels, files_of, slug
+from pipeline.sources.examples import Examples, check_room, data_root, encode_labels, files_of, slug
 from pipeline.stage import UserError
 
 VALUES = ("x", "images", "image", "data", "arr_0")
@@ -57,7 +56,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         if path.suffix.lower() == ".npy":
             return {"x": np.load(path, mmap_mode="r", allow_pickle=False)}
         with zipfile.ZipFile(path) as archive:
-            _check_room(path, sum(entry.file_size for entry in archive.infolist()))
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        check_room(path, unpacked, "save it as .npy, which is read page by page")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except UserError:
@@ -258,12 +258,3 @@ def _split_parts(
     if not {"train", "test"} <= parts.keys():
         return {None: arrays}
     return {split: parts[split] for split in ("train", "valid", "test") if split in parts}
-
-
-def _check_room(path: Path, size: int) -> None:
-    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    if size > room:
-        raise UserError(
-            f"data.root: {path} unpacks to {size / 1e9:,.1f} GB, and half of this machine's memory "
-            f"is {room / 1e9:,.1f} GB; save it as .npy, which is read page by page"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,13 +41,17 @@ class Examples:
 
 def data_root(data: DataParams) -> Path:
     """`data.root`, which must be there; raises UserError where it isn't."""
-    path = resolve_root(data.root)
-    if not path.exists():
-        raise UserError(
-            f"data.root: {data.root!r} does not exist (in {project_root()}); name the file or "
-            f"folder that data.source {data.source} reads"
-        )
-    return path
+    try:
+        path = resolve_root(data.root)
+        if path.is_file() or path.is_dir():
+            return path
+        fault = "is neither a file nor a folder" if path.exists() else "does not exist"
+    except (OSError, ValueError) as error:
+        fault = f"is no path ({error})"
+    raise UserError(
+        f"data.root: {data.root!r:.80} {fault} (in {project_root()}); name the file or folder that "
+        f"data.source {data.source} reads"
+    )
 
 
 def resolve_root(root: str) -> Path:
@@ -62,7 +67,7 @@ def files_of(root: Path, suffixes: tuple[str, ...], what: str) -> list[Path]:
     found = sorted(
         path
         for path in root.iterdir()
-        if path.suffix.lower() in suffixes and not path.name.startswith(".")
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
     )
     if not found:
         raise UserError(
@@ -70,6 +75,16 @@ def files_of(root: Path, suffixes: tuple[str, ...], what: str) -> list[Path]:
             "its file or folder in data.root"
         )
     return found
+
+
+def check_room(path: Path, size: int, instead: str) -> None:
+    """Raise UserError where a file unpacks to more bytes than half of this machine's memory."""
+    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    if size > room:
+        raise UserError(
+            f"data.root: {path} unpacks to {size / 1e9:,.1f} GB, and half of this machine's memory "
+            f"is {room / 1e9:,.1f} GB; {instead}"
+        )
 
 
 def slug(text: str) -> str:

@@ -93,6 +93,11 @@ def _walk(
                 if entry.is_dir():
                     _walk(folder / entry.name, f"{path}/", (*above, here), found, others)
                 elif Path(entry.name).suffix.lower() in SUFFIXES:
+                    if not entry.is_file():
+                        raise UserError(
+                            f"data.root: {folder / entry.name} is no file (a link to nowhere, or a "
+                            "device); remove it"
+                        )
                     found.append(path)
                 else:
                     others[Path(entry.name).suffix or entry.name] += 1

@@ -38,13 +38,23 @@ def read_header(source: Path | bytes) -> Header:
     """Channels (1 grey, 3 colour), height and width, upright; raises PictureError."""
     with _opened(source) as image:
         width, height = image.size
-        if image.getexif().get(_EXIF_ORIENTATION, 1) not in _UPRIGHT:
+        if _turned(image):
             width, height = height, width
         return Header(1 if image.mode in _GREY_MODES else 3, height, width)
 
 
+def _turned(image: Image.Image) -> bool:
+    """Whether EXIF says that height and width are to be exchanged."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return False  # pillow would decode all of it to look for one at its end
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1) not in _UPRIGHT
+    except Exception as error:
+        raise PictureError(_reason(error)) from None
+
+
 def decode_picture(
-    source: Path | bytes, *, channels: int | None = None, size: tuple[int, int] | None = None
+    source: Path | bytes, *, channels: int | None = None, size: tuple[int, ...] | None = None
 ) -> np.ndarray:
     """A picture as (C, H, W) uint8.
 
@@ -63,7 +73,7 @@ def decode_picture(
 
 
 def pixels_of(
-    image: Image.Image, *, channels: int | None = None, size: tuple[int, int] | None = None
+    image: Image.Image, *, channels: int | None = None, size: tuple[int, ...] | None = None
 ) -> np.ndarray:
     """A loaded picture as (C, H, W) uint8: grey stays grey, all else becomes RGB."""
     if image.mode not in _GREY_MODES + _COLOUR_MODES:

@@ -22,6 +22,7 @@ from pipeline.params import DataParams
 from pipeline.sources.arrays import number_rows
 from pipeline.sources.examples import (
     Examples,
+    check_room,
     data_root,
     encode_labels,
     files_of,
@@ -115,6 +116,8 @@ def _iterate_parquet(path: Path, rows: int) -> Iterator[pd.DataFrame]:
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
         _check_names(schema.names, path)
+        size = 8 * file.metadata.num_rows * max(1, file.metadata.num_columns)
+        check_room(path, size, "take fewer rows or columns")
         for batch in file.iter_batches(batch_size=rows):
             yield pa.Table.from_batches([batch]).to_pandas(ignore_metadata=True)
         if file.metadata.num_rows == 0:

@@ -113,9 +113,10 @@ def _open_torchvision(
     try:
         return constructor(str(root), download=True, **arguments)
     except Exception as error:
+        reason = " ".join(str(error).split())
         raise UserError(
             f"data.source: {data.source} is not under {root} and could not be downloaded "
-            f"({error}); put torchvision's files there, or name their folder in data.root"
+            f"({reason}); put torchvision's files there, or name their folder in data.root"
         ) from None
 
 

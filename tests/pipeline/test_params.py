@@ -73,6 +73,35 @@ WRONG_VALUES = [
     ("data", "source", 5, "data.source: expected text, got 5"),
     ("data", "source", "", "data.source: expected text, got ''"),
     ("data", "root", None, "data.root: expected text, got null"),
+    ("data", "root", "data", "data.root: 'data' meets data/prepared, which stages write"),
+    ("data", "root", "./models/x", "meets models, which stages write"),
+    ("data", "root", ".", "meets data/prepared, which stages write"),
+    ("data", "source", "mnist", "'mnist' is no data source; did you mean mnist5k?, or your module"),
+    ("data", "source", "s3://bucket", "'s3://bucket' is no data source"),
+    ("data", "source", "torchvision", "'torchvision' is no data source"),
+    ("data", "source", "mnist5k:train", "mnist5k takes nothing after its name"),
+    ("data", "source", "my data:load", "'my data:load' is no data source"),
+    (
+        "data",
+        "size",
+        0,
+        "expected a whole number at least 1 and at most 1024, or a list",
+    ),
+    ("data", "size", [28], "expected a whole number at least 1 and at most 1024, or a list of 2 ("),
+    ("data", "size", [28, 28, 3], "got [28, 28, 3]"),
+    ("data", "size", 100_000, "got 100000"),
+    ("data", "size", 32, "data.size: source mnist5k does not read it; set it to null"),
+    ("data", "channels", 2, "data.channels: expected 1 | 3, or null, got 2"),
+    ("data", "channels", 3, "data.channels: source mnist5k does not read it"),
+    ("data", "columns", "age", "data.columns: expected a list of one or more"),
+    ("data", "columns", [], "data.columns: expected a list of one or more"),
+    ("data", "columns", ["age"], "data.columns: source mnist5k does not read it"),
+    ("data", "missing", "zero", "data.missing: expected refuse | mean | median, got 'zero'"),
+    ("data", "missing", "mean", "source mnist5k does not read it; set it to refuse"),
+    ("data", "id", 3, "data.id: expected text, or null, got 3"),
+    ("data", "id", "name", "data.id: source mnist5k does not read it"),
+    ("data", "label", "kind", "data.label: source mnist5k does not read it"),
+    ("data", "group", ["a"], "data.group: expected text, or null, got ['a']"),
     ("data", "space", "gray8", "got 'gray8'; did you mean grey8?"),
     ("data", "space", ["grey8"], "expected binary | grey8 | continuous, got ['grey8']"),
     ("data", "binarization", "dinamic", "did you mean dynamic?"),
@@ -334,6 +363,25 @@ def test_a_pinned_likelihood_frees_the_sweeps_list(tmp_path: Path):
     path = tmp_path / "params.yaml"
     path.write_text(changed(data={"space": "binary"}, model={"likelihood": "bernoulli"}))
     assert load_params(path).model.likelihood == "bernoulli"
+
+
+TABLE = {"source": "table", "space": "continuous"}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (TABLE | {"space": "grey8"}, "data.space: source table gives real numbers; use continuous"),
+        ({"space": "continuous"}, "source mnist5k gives 8-bit images; use grey8 or binary"),
+        (TABLE | {"columns": ["a", "b", "a"]}, "expected each name once, got 'a' again"),
+        (TABLE | {"columns": ["a", "b"], "label": "a"}, "'a' is one of data.columns, too"),
+        (TABLE | {"size": 28}, "data.size: source table does not read it"),
+        ({"source": "npz", "columns": ["a"]}, "data.columns: source npz does not read it"),
+    ],
+)
+def test_keys_that_do_not_go_together(data: dict[str, Any], message: str, tmp_path: Path):
+    sweep = {"likelihood": ["gaussian"]}
+    assert message in faults_of(changed(data=data, sweep=sweep), tmp_path)
 
 
 def test_conv_network_on_a_table_is_refused(tmp_path: Path):
