@@ -101,10 +101,11 @@ uv:
 	@command -v uv >/dev/null || test -x .venv-tools/bin/uv || { \
 	  python3 -m venv .venv-tools && .venv-tools/bin/pip install --quiet uv; }
 
-$(INSTALLED): requirements.lock | uv
+$(INSTALLED): requirements.lock pyproject.toml | uv
 	@test -x .venv/bin/python || $(UV) venv --quiet --clear --python "$(PYTHON)" .venv
 	@echo "installing requirements.lock into .venv (the first time takes some minutes)"
 	@$(UV) pip install $$([ -t 2 ] || echo --quiet) --compile-bytecode -r requirements.lock
+	@$(UV) pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 lock: | uv

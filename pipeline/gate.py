@@ -48,11 +48,15 @@ class Situation:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """The alias that the version gets, the verdict in a word or two, and the reasons for people."""
+    """The alias that the version gets, the verdict in a word or two, and the reasons for people.
+
+    gate: whether the figures alone would have let it pass.
+    """
 
     alias: str
     verdict: str
     reasons: tuple[str, ...]
+    gate: bool
 
 
 def paired_gain(
@@ -85,10 +89,10 @@ def decide(case: Situation) -> Decision:
     gate, reasons = _gate(case)
     if case.champion == case.version:
         words = ("it is the champion", *reasons)
-        return Decision(alias=CHAMPION, verdict=CHAMPION, reasons=words)
+        return Decision(alias=CHAMPION, verdict=CHAMPION, reasons=words, gate=gate)
     if case.promote is True and case.taken_back is None:
         words = ("promoted by register.promote: true", *reasons)
-        return Decision(alias=CHAMPION, verdict=CHAMPION, reasons=words)
+        return Decision(alias=CHAMPION, verdict=CHAMPION, reasons=words, gate=gate)
     forbidden = None
     if case.taken_back is not None:
         forbidden = f"{case.taken_back}; `make promote VERSION={case.version}` gives it the alias"
@@ -100,11 +104,13 @@ def decide(case: Situation) -> Decision:
             "(register.promote=true promotes it)"
         )
     if forbidden is not None:
-        return Decision(alias=CHALLENGER, verdict=CHALLENGER, reasons=(forbidden, *reasons))
+        return Decision(
+            alias=CHALLENGER, verdict=CHALLENGER, reasons=(forbidden, *reasons), gate=gate
+        )
     if gate:
-        return Decision(alias=CHAMPION, verdict=CHAMPION, reasons=tuple(reasons))
+        return Decision(alias=CHAMPION, verdict=CHAMPION, reasons=tuple(reasons), gate=gate)
     verdict = "not comparable" if case.not_comparable else CHALLENGER
-    return Decision(alias=CHALLENGER, verdict=verdict, reasons=tuple(reasons))
+    return Decision(alias=CHALLENGER, verdict=verdict, reasons=tuple(reasons), gate=gate)
 
 
 def _gate(case: Situation) -> tuple[bool, list[str]]:

@@ -5,7 +5,8 @@ Writes reports/register.json: version, alias, verdict and its reasons.
 
 The registry is outside DVC. `--ensure` ends every `make run`: it brings registry and runs in line
 with the outputs that DVC holds (after mlflow.db was deleted, the address changed, or DVC restored
-earlier outputs without running a stage), leaves register.json alone and says who is champion.
+earlier outputs without running a stage), says who is champion, and has DVC make register.json and
+the report again where they say otherwise.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from pipeline import tracking
+from pipeline import card, tracking
 from pipeline.champion import (
     EvidenceSettings,
     NotComparable,
@@ -29,12 +32,20 @@ from pipeline.champion import (
     measure,
     seen_ids,
 )
-from pipeline.gate import CHAMPION, Decision, Situation, decide
+from pipeline.gate import (
+    CHAMPION,
+    MOST_BAD_KHAT,
+    STANDARD_ERRORS,
+    Decision,
+    Situation,
+    decide,
+)
 from pipeline.params import Params, load_params
 from pipeline.prepared import Meta, load_meta, load_split
 from pipeline.registry import TAKEN_BACK_TAG, WEIGHTS_TAG, Registry, Version
 from pipeline.stage import UserError, read_json, run_stage, say, write_json
 from pipeline.store import Store, Unreachable, git_commit
+from pipeline.terminal import QUIET, VERBOSITY_VARIABLE
 
 EXPERIMENT_VARIABLE = "DVC_EXP_NAME"  # set by `dvc exp run`, in the workspace, --temp and --queue
 EXAMPLES = 2
@@ -125,16 +136,24 @@ def _register(params: Params, paths: Paths, store: Store, ensure: bool) -> dict[
         "compared_with": champion if comparison else None,
         "champion": registry.alias(CHAMPION),
         "looks": looks,
+        "gate": {
+            "passed": decision.gate,
+            "standard_errors": STANDARD_ERRORS,
+            "most_bad_khat": MOST_BAD_KHAT,
+        },
+        "selfcheck": _selfcheck(paths.selfcheck),
         "log_px": metrics["log_px"],
         "bits_per_dim": metrics["bits_per_dim"],
         "num_samples": metrics["num_samples"],
         "khat_bad_fraction": metrics["khat_bad_fraction"],
         "weights_hash": config["weights_sha256"],
         "data_hash": meta.hash,
+        "git_commit": git_commit(),
         "run_id": version.run_id,
         "tracking_uri": store.public_address,
     }
     _write_on_version(registry, version, result, ensure)
+    registry.describe(version.number, _card(result, meta, metrics, config, paths, ensure))
     return result
 
 
@@ -209,24 +228,60 @@ def _apply(registry: Registry, version: Version, decision: Decision) -> None:
 def _write_on_version(
     registry: Registry, version: Version, result: Mapping[str, Any], ensure: bool
 ) -> None:
-    """Verdict, figures and how to load it, on the version's page."""
+    """Verdict, reasons and what the gate looked at, as tags of the version."""
     tags = {"verdict": str(result["verdict"]), "reasons": "; ".join(result["reasons"])}
-    lock = Path("dvc.lock")
-    if ensure and lock.is_file():
-        tags["dvc_lock"] = hashlib.sha256(lock.read_bytes()).hexdigest()
+    tags |= {
+        "looks": str(result["looks"]),
+        "gate": "passed" if result["gate"]["passed"] else "shut",
+    }
+    checks = result["selfcheck"]
+    tags["selfcheck"] = f"{checks['passed_checks']} of {checks['num_checks']} passed"
+    lock = _lock_hash()
+    if ensure and lock is not None:
+        tags["dvc_lock"] = lock
     registry.tag(version.number, tags)
-    bits = result["bits_per_dim"]
-    unit = "" if bits is None else f", {bits:.4f} bits/dim"
-    share = result["khat_bad_fraction"]
-    khat = "an unknown share of the images" if share is None else f"{share:.1%} of the images"
-    registry.describe(
-        version.number,
-        f"**{result['verdict']}**: {'; '.join(result['reasons'])}.\n\n"
-        f"Test log p(x) = {result['log_px']:.2f} nats{unit} (importance sampling, "
-        f"K = {result['num_samples']}, khat > 0.7 on {khat}).\n\n"
-        f'```python\nmlflow.pyfunc.load_model("models:/{registry.name}/{version.number}")'
-        '.predict(x, params={"task": "score"})\n```\n',
+
+
+def _selfcheck(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    passed = sum(bool(check["passed"]) for check in found["checks"])
+    return {
+        "passed": found["passed"],
+        "passed_checks": passed,
+        "num_checks": len(found["checks"]),
+    }
+
+
+def _card(
+    result: Mapping[str, Any],
+    meta: Meta,
+    metrics: Mapping[str, Any],
+    config: Mapping[str, Any],
+    paths: Paths,
+    ensure: bool,
+) -> str:
+    """The version's description; dvc.lock is final only at the end, in `ensure`."""
+    facts = read_json(paths.train / "run.json")["params"]
+    objective = {
+        key.removeprefix("objective."): value
+        for key, value in facts.items()
+        if key.startswith("objective.")
+    }
+    history = pd.read_csv(paths.train / "history.csv")
+    return card.markdown(
+        result,
+        asdict(meta),
+        config["model"],
+        objective or None,
+        metrics,
+        history,
+        _lock_hash() if ensure else None,
     )
+
+
+def _lock_hash() -> str | None:
+    lock = Path("dvc.lock")
+    return hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None
 
 
 def _check_weights(model: Path, expected: str) -> None:
@@ -264,12 +319,32 @@ def main() -> None:
     given = vars(parser.parse_args())
     ensure, out = given.pop("ensure"), given.pop("register")
     params = load_params()
-    if ensure:
-        read_json(out)  # the stage must have run
+    before = read_json(out) if ensure else None  # the stage must have run
     result = register(params, Paths(**given), ensure=ensure)
-    if not ensure:
+    if before is None:
         write_json(out, result)
+    elif is_stale(before, result):
+        remake()
     tell(result)
+
+
+def is_stale(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether register.json tells of another verdict or place than the registry does now."""
+    keys = ("model_name", "version", "alias", "run_id", "tracking_uri")
+    return any(before.get(key) != now[key] for key in keys)
+
+
+def remake() -> None:
+    """Have DVC run the stage and the report again: DVC restored their outputs of an earlier time.
+
+    Without DVC (a lone call of this module) nothing is done.
+    """
+    if not Path("dvc.lock").is_file():
+        return
+    quiet = os.environ | {VERBOSITY_VARIABLE: QUIET}
+    for command in (["repro", "--force", "--single-item", "register"], ["repro", "report"]):
+        subprocess.run([sys.executable, "-m", "dvc", *command, "--quiet"], env=quiet, check=True)
+    say("register   the registry has changed: reports/register.json and the report say so now")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from pipeline import report_sections as sections
+from pipeline.card import limits
 from pipeline.report_inputs import Inputs, read_inputs
 from pipeline.report_sweep import sweep_section
 from pipeline.stage import run_stage, say, whole_file
@@ -48,7 +49,7 @@ def render(inputs: Inputs) -> str:
             "The model loads offline, without this project, wherever its pinned requirements are "
             "installed; tasks are score, encode, decode, reconstruct and sample."
         ),
-        limits=sections.limits(inputs),
+        limits=limits(inputs.metrics, inputs.meta["space"]),
         provenance=sections.provenance(inputs),
     )
 

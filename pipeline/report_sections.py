@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pipeline import plots
+from pipeline import card, plots
 from pipeline import report_words as text
 from pipeline.figures import to_svg
 from pipeline.report_inputs import Inputs
@@ -255,36 +255,11 @@ def selfcheck_section(selfcheck: dict[str, Any]) -> dict[str, Any]:
 
 
 def card_section(inputs: Inputs) -> list[dict[str, Any]]:
-    meta, model, objective = inputs.meta, inputs.best["model"], inputs.best["objective"]
-    counts = meta.get("counts") or {}
-    data = [
-        ("data set", meta["dataset"]),
-        ("source", meta.get("source", meta["dataset"])),
-        ("space", text.space(meta)),
-        ("shape", " by ".join(str(size) for size in meta["data_shape"])),
-        (
-            "examples",
-            ", ".join(f"{text.split_name(name)} {count:,}" for name, count in counts.items()),
-        ),
-        ("content hash", meta["hash"]),
-    ]
-    architecture = [
-        ("observation model p(x|z)", model["likelihood"]),
-        ("latent dimension", text.size(model["latent_dim"])),
-        ("network", text.network(model)),
-        ("posterior q(z|x)", model.get("posterior")),
-        ("prior p(z)", model.get("prior")),
-        ("objective", text.objective(objective)),
-        ("smallest scale", model.get("min_scale")),
-    ]
-    unit = "nats per example" if inputs.metrics["bits_per_dim"] is None else "bits/dim and nats"
-    architecture.append(("reported in", unit))
-    if repeated := meta.get("repeated_columns"):
-        names = ", ".join(str(name) for name in repeated)
-        data.append(("columns with repeated values", f"{names}: a density can spike there"))
+    best = inputs.best
     return [
-        {"title": "Data", "rows": [row for row in data if row[1] not in (None, "")]},
-        {"title": "Model", "rows": [row for row in architecture if row[1] is not None]},
+        {"title": "Data", "rows": card.data_rows(inputs.meta)},
+        {"title": "Model", "rows": card.model_rows(best["model"], best["objective"])},
+        {"title": "Evidence", "rows": card.evidence_rows(inputs.metrics)},
     ]
 
 
@@ -304,26 +279,17 @@ def loading(inputs: Inputs) -> str:
     return "\n".join(lines)
 
 
-def limits(inputs: Inputs) -> list[str]:
-    limits = [
-        "log p(x) is a lower bound in expectation; it is exact only where z is drawn from the "
-        "posterior itself. khat says for which examples the estimate should not be trusted.",
-        "Errors across examples cover the choice of test examples, not of the training run: one "
-        "seed was trained.",
-        "Likelihood alone is a weak detector of out-of-distribution data: simpler data than the "
-        "training set's often score higher.",
-        f"Figures hold for {inputs.meta['space']} data prepared in the same way; log-likelihoods "
-        "of another space or measure are not comparable.",
-    ]
-    return limits
-
-
 def provenance(inputs: Inputs) -> list[tuple[str, Any]]:
     register = inputs.register
     rows: list[tuple[str, Any]] = [
         ("data hash", inputs.meta["hash"]),
         ("weights hash", register.get("weights_hash")),
         ("git commit", register.get("git_commit")),
+        (
+            "dvc.lock",
+            "its SHA-256 is the tag dvc_lock of the version, set when the run is complete",
+        ),
+        ("looks at this test split", register.get("looks")),
         ("sweep run", inputs.sweep_run.get("name")),
         ("training run", inputs.train_run.get("name")),
         ("training's stage hash", inputs.train_run.get("stage_hash")),

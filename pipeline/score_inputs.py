@@ -139,9 +139,10 @@ def read_images(stream: Stream, layout: Layout, done: Collection[str]) -> Iterat
 
 
 def _read_image(path: Path, layout: Layout) -> np.ndarray:
-    channels, size = (
-        (layout.data_shape[0], layout.data_shape[1:]) if layout.converts else (None, None)
-    )
+    channels, size = None, None
+    if layout.converts:
+        channels, height, width = layout.data_shape
+        size = (height, width)
     try:
         pixels = decode_picture(path, channels=channels, size=size)
     except PictureError as error:

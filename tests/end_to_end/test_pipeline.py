@@ -331,10 +331,17 @@ def test_ensure_brings_the_registry_back(project: Project, tmp_path: Path, loss:
         shutil.rmtree(project.folder / "mlartifacts")
     command = (sys.executable, "-m", "pipeline.register", "--ensure")
     told = project.run(*command, MLFLOW_TRACKING_URI=address)
-    assert told.startswith(f"register   {NAME} version 1: champion; ")
-    assert len(told.splitlines()) == 1
+    assert [line.startswith("register   ") for line in told.splitlines()] == [True, True]
+    assert f"register   {NAME} version 1: champion; " in told
     weights = {1: weights_hash(project)}
     assert registry(project, address) == {"aliases": {"champion": 1}, "weights": weights}
     assert score(project, tmp_path, address)["log_px"] < 0
-    assert read(project, "register.json") == before
+    after = read(project, "register.json")
+    assert after["run_id"] != before["run_id"]
+    assert after["tracking_uri"] == address
+    page = (project.folder / "reports" / "report.html").read_text()
+    assert after["run_id"] in page
+    assert before["run_id"] not in page
     assert project.run("dvc", "status").strip() == "Data and pipelines are up to date."
+    again = project.run(*command, MLFLOW_TRACKING_URI=address)
+    assert len(again.splitlines()) == 1

@@ -191,6 +191,7 @@ def evaluate_metrics(**changes: Any) -> dict[str, Any]:
         "collapse": "none: 2 of 2 units are active",
         "ladder": {"1": -100.0, "10": -98.5, "50": -97.5},
         "baseline": {"name": "factor analysis", "log_px": -120.0, "gain": 22.5, "gain_se": 1.5},
+        "shifted": {"inverted": {"log_px": -300.0, "auroc": 0.97, "num_examples": 40}},
     } | changes
 
 

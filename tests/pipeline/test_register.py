@@ -18,8 +18,8 @@ import torch
 
 from pipeline import tracking
 from pipeline.evaluate import score_split
-from pipeline.prepared import load_split
-from pipeline.register import Paths, register
+from pipeline.prepared import load_meta, load_split
+from pipeline.register import Paths, is_stale, register
 from pipeline.registry import TAKEN_BACK_TAG, Registry
 from pipeline.stage import UserError
 from tests.pipeline import builders
@@ -64,6 +64,43 @@ def test_the_first_model_becomes_champion_and_loads(project: Path) -> None:
     ours = score_split(load(folder), x, 50, 0).log_px
     stored = pd.read_parquet(paths.evaluate / "per_example.parquet")["log_px"]
     np.testing.assert_array_equal(ours, stored)
+
+
+def test_the_version_carries_its_card(project: Path) -> None:
+    params = builders.params()
+    result = register(params, builders.pipeline_outputs(project))
+    assert result["gate"] == {"passed": True, "standard_errors": 2.0, "most_bad_khat": 0.1}
+    assert result["selfcheck"] == {"passed": True, "passed_checks": 0, "num_checks": 0}
+    found = registry(params)
+    page = found.client.get_model_version(NAME, "1").description
+    meta = load_meta(project / "data")
+    for words in (
+        "**champion**: it is the first: there was no champion.",
+        "± 1.25 nats (K = 50; error across 40 test examples; Monte-Carlo error 0.050)",
+        "| ladder | K = 1: −100.00, K = 10: −98.50, K = 50: −97.50 |",
+        "| observation model p(x\\|z) | discretized_logistic |",
+        "| baseline | factor analysis: −120.00 nats; gain 22.5 ± 1.5 |",
+        "| examples | training 100, validation 60, test 40 |",
+        f"| content hash | {meta.hash} |",
+        "▁▃▅▆█ validation ELBO over 5 epochs, −100.0 to −96.0 nats",
+        "weak detector of out-of-distribution data",
+        "inverted 0.97",
+        f'mlflow.pyfunc.load_model("models:/{NAME}/1")',
+    ):
+        assert words in page, (words, page)
+    tags = found.versions()[0].tags
+    assert (tags["looks"], tags["gate"], tags["selfcheck"]) == ("1", "passed", "0 of 0 passed")
+
+
+def test_register_json_is_stale_when_the_registry_says_otherwise(project: Path) -> None:
+    params = builders.params()
+    paths = builders.pipeline_outputs(project, name="train-poor", start_at_mean=False)
+    old = register(params, paths)
+    assert not is_stale(old, register(params, paths, ensure=True))
+    another_model(project, "train-good")
+    register(params, paths)
+    another_model(project, "train-poor", start_at_mean=False)  # as DVC's run-cache restores it
+    assert is_stale(old, register(params, paths, ensure=True))
 
 
 def test_the_same_weights_make_no_second_version(project: Path) -> None:
