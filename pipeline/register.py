@@ -91,6 +91,7 @@ def _register(params: Params, paths: Paths, store: Store, ensure: bool) -> dict[
     version = _version(registry, run_id, params, meta, metrics, config, paths)
     tracking.send_training(store, paths.train, paths.model, paths.sweep)
     tracking.send_evaluation(store, paths.evaluate, paths.train)
+    store.log_data(run_id, asdict(meta))
     table = pd.read_parquet(paths.evaluate / "per_example.parquet")
     evidence = dict(zip(table["id"].astype(str), table["log_px"], strict=True))
     settings = EvidenceSettings(

@@ -29,6 +29,7 @@ from pipeline.stage import UserError, project_root, whole_file
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 SQLITE = "sqlite:///"
 FILES_TAG = "tightbound.files"
+DIGEST_LENGTH = 36  # the longest that MLflow takes
 METRICS_PER_CALL, PARAMS_PER_CALL, LONGEST_PARAM = 1000, 100, 6000
 
 # A server that is down or hangs costs seconds, not minutes; a user's own setting wins.
@@ -244,6 +245,24 @@ class Store:
             for metric in self.client.get_metric_history(run_id, key):
                 by_key[key].pop(metric.step, None)
         return [point for steps in by_key.values() for point in steps.values()]
+
+    def log_data(self, run_id: str, meta: Mapping[str, Any]) -> None:
+        """Name the data (meta.json) as the run's input, once: name, hash, shape and counts."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        data = Dataset(
+            name=meta["dataset"],
+            digest=meta["hash"][:DIGEST_LENGTH],
+            source_type="tightbound",
+            source=json.dumps({"data.source": meta["source"], "hash": meta["hash"]}),
+            schema=json.dumps({key: meta[key] for key in ("space", "data_shape")}),
+            profile=json.dumps(meta["counts"]),
+        )
+        with self.failures():
+            inputs = self.client.get_run(run_id).inputs.dataset_inputs
+            if data.digest not in {entry.dataset.digest for entry in inputs}:
+                context = InputTag("mlflow.data.context", "train, valid, test")
+                self.client.log_inputs(run_id, [DatasetInput(data, [context])])
 
     def log_files(self, run_id: str, files: Mapping[str, Path]) -> None:
         """Send files (by their path in the run) that the run lacks or has otherwise.

@@ -80,6 +80,17 @@ def mirror_evaluation(params: Params, evaluate: Path, train: Path) -> str | None
     return _safely(params, lambda store: send_evaluation(store, evaluate, train))
 
 
+def mirror_report(params: Params, page: Path, train: Path) -> str | None:
+    """The model's run gets the report page, which MLflow shows."""
+
+    def send(store: Store) -> str:
+        run = model_run(store, train)
+        store.log_files(run, {page.name: page})
+        return run
+
+    return _safely(params, send)
+
+
 def open_store(params: Params) -> Store:
     """The store that params (or the environment) name. Raises UserError if it doesn't answer."""
     address = store_address(params.tracking.uri)

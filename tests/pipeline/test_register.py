@@ -58,6 +58,11 @@ def test_the_first_model_becomes_champion_and_loads(project: Path) -> None:
     assert version.run_id == result["run_id"]
     run = found.client.get_run(version.run_id)
     assert run.data.metrics["test/log_px"] == result["log_px"]
+    assert run.data.metrics["shifted/inverted"] == 0.97
+    register(params, paths)
+    (data,) = found.client.get_run(version.run_id).inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("blobs", result["data_hash"][:36])
+    assert json.loads(data.dataset.profile) == {"train": 100, "valid": 60, "test": 40}
     assert run.info.end_time == 1000 * (builders.STARTED + 100)
     folder = found.download(1, project / "download")
     x = torch.tensor(load_split(paths.prepared, "test").x)
