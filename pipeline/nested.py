@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from pipeline.journal import job_at, trial_id
 from pipeline.search import LOWEST, SCORE
-from pipeline.trial import REPLAYED, Setting, final_result
+from pipeline.trial import Setting, final_result
 from pipeline.worker import STATE, TrainingArrays, TrainingJob, train_worker
 from vae.checkpoint import load_state
 from vae.model import VAE
@@ -41,19 +40,16 @@ def tune_workers(
     """One Ray Tune trial of several workers; killed and started again, it goes on.
 
     config: as `Space.trial` reads it; arrays: one reference to `TrainingArrays`. Reports what
-    `tune_trial` reports.
+    `tune_trial` reports, but no epochs: a scheduler could not stop the workers.
     """
     import ray
     from ray import tune
 
     from pipeline.progress import EpochLog, follow
 
-    trial = setting.space.trial(config)
-    name = trial_id(setting.job, trial)
-    if name in setting.finished:
-        tune.report({**setting.finished[name], REPLAYED: True})
+    if (begun := setting.begin(config)) is None:
         return
-    job = job_at(setting.job, trial)
+    name, job = begun
     diverged: dict[str, Any] = {}
     last = 0
 
@@ -63,8 +59,6 @@ def tune_workers(
             diverged.update(row)
             return
         last = row["epoch"]
-        if setting.every_epoch and last < job.training.epochs:
-            tune.report(row | {SCORE: row["valid_elbo"]})
 
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "epochs.jsonl"

@@ -337,6 +337,11 @@ def _check_sweep(
     axes, wrong = read_axes(sections.get("sweep", {}), sections.get("model", {}), _swept_hints())
     for key, text in wrong.items():
         faults.setdefault(key, text)
+    workers = sections.get("scaling", {}).get("workers_per_trial", 1)
+    if sections.get("sweep", {}).get("scheduler") == "asha" and workers > 1:
+        faults["scaling.workers_per_trial"] = (
+            f"asha can stop trials of one worker only; use 1 or sweep.scheduler none, got {workers}"
+        )
     for section in SWEPT_SECTIONS:
         if any(key.startswith((f"{section}.", f"sweep.space.{section}.")) for key in faults):
             continue  # its combinations would only repeat that

@@ -40,6 +40,17 @@ class Setting:
     finished: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     checkpoints: Mapping[str, str] = field(default_factory=dict)
 
+    def begin(self, config: Mapping[str, Any]) -> tuple[str, TrainingJob] | None:
+        """A trial's id and job; None for one that was finished before, whose result is reported."""
+        from ray import tune
+
+        trial = self.space.trial(config)
+        name = trial_id(self.job, trial)
+        if name not in self.finished:
+            return name, job_at(self.job, trial)
+        tune.report({**self.finished[name], REPLAYED: True})
+        return None
+
 
 def tune_trial(config: dict[str, Any], *, setting: Setting, arrays: TrainingArrays) -> None:
     """One Ray Tune trial.
@@ -49,12 +60,9 @@ def tune_trial(config: dict[str, Any], *, setting: Setting, arrays: TrainingArra
     """
     from ray import tune
 
-    trial = setting.space.trial(config)
-    name = trial_id(setting.job, trial)
-    if name in setting.finished:
-        tune.report({**setting.finished[name], REPLAYED: True})
+    if (begun := setting.begin(config)) is None:
         return
-    job = job_at(setting.job, trial)
+    name, job = begun
     torch.set_num_threads(job.threads)
     checkpoint = tune.get_checkpoint()
     if checkpoint is None and name in setting.checkpoints:

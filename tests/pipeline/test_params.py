@@ -354,6 +354,11 @@ def test_the_axes_begin_with_latent_dimension_and_likelihood(tmp_path: Path):
     assert axes[0].values == (2, (4, 2))
 
 
+def test_asha_does_not_stop_trials_of_several_workers(tmp_path: Path):
+    text = changed(sweep={"scheduler": "asha"}, scaling={"workers_per_trial": 2})
+    assert "scaling.workers_per_trial: asha can stop trials of one" in faults_of(text, tmp_path)
+
+
 def test_workers_of_a_trial_do_not_share_a_gpu(tmp_path: Path):
     scaling = {"workers_per_trial": 2, "gpus_per_trial": 0.5}
     assert "each of several workers needs a GPU" in faults_of(changed(scaling=scaling), tmp_path)
