@@ -30,6 +30,13 @@ from pipeline.trials import num_trials, run_trials
 from pipeline.worker import TrainingArrays, TrainingJob
 from vae.model import VAEConfig
 
+SEARCH = (
+    "search",
+    "num_trials",
+    "num_seeds",
+    "seed",
+)  # of `sweep`, what decides which trials there are
+
 
 def sweep(params: Params, prepared: Path, out: Path) -> None:
     """Run the sweep, or go on with an interrupted one, and write its results to `out`."""
@@ -68,9 +75,6 @@ def sweep(params: Params, prepared: Path, out: Path) -> None:
         sweep_plot(table, fresh / "sweep.png")
         write_json(fresh / "run.json", facts | {"finished": time.time()})
     tracking.mirror_sweep(params, out)
-
-
-SEARCH = ("search", "num_trials", "num_seeds", "seed")
 
 
 def base_job(params: Params, meta: Meta) -> TrainingJob:
