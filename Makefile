@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help run test test-slow test-all lint format report ui sync promote rollback serve clean \
+.PHONY: help run test test-slow test-all soak lint format report ui sync promote rollback serve clean \
   lock
 
 export VIRTUAL_ENV := $(CURDIR)/.venv
@@ -32,6 +32,7 @@ help:
 	@echo "make promote VERSION=3   champion by hand;  make rollback: the one before"
 	@echo "make serve      the champion as a web service on port 5001"
 	@echo "make test       the quick tests;  make test-all: also the slow ones"
+	@echo "make soak       all bad input, and faults of the machine many times over; hours"
 	@echo "make lint       style and types;  make format: mend the style"
 	@echo "make clean      remove what can be made again; registry and DVC's cache stay"
 	@echo "make lock       pin the newest versions that pyproject.toml allows"
@@ -53,6 +54,12 @@ test-slow: $(INSTALLED)
 	@pytest -q -m slow $(SLOW)
 
 test-all: test test-slow
+
+# All bad input and every fault many times over, rather than the share that CI takes: hours.
+soak: $(INSTALLED)
+	@TIGHTBOUND_SOAK=1 pytest -q --timeout 0 tests/pipeline/test_bad_data.py \
+	  tests/pipeline/test_bad_input_commands.py tests/pipeline/test_disk.py \
+	  tests/end_to_end/test_faults.py $(SOAK)
 
 lint: $(INSTALLED)
 	@ruff check

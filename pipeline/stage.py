@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -48,11 +49,27 @@ def run_stage(main: Callable[[], None]) -> None:
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE) == "1":
             traceback.print_exc()
-        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        tell_fault(f"error: {message}")
-        if not isinstance(error, UserError):
+        told = isinstance(error, UserError) or fault_of_the_disk(error)
+        message = told if isinstance(told, str) else str(error)
+        tell_fault(f"error: {message if told else f'{type(error).__name__}: {error}'}")
+        if not told:
             tell_fault(f"       ({DEBUG_VARIABLE}=1 shows where)")
         sys.exit(1)
+
+
+def fault_of_the_disk(error: Exception) -> str | None:
+    """A sentence for a full disk, or a place where nothing may be written; None for all else."""
+    if not isinstance(error, OSError):
+        return None
+    text, place = str(error), error.filename or "."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
+        return (
+            f"the disk is full ({place}, {Path.cwd()}); make some space, and the same command goes "
+            "on; what was there before is untouched"
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{place}: {error.strerror}; the project's folder has to be writable"
+    return None
 
 
 def project_root() -> Path:
