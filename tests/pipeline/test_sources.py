@@ -127,3 +127,36 @@ def test_files_that_are_neither_there_nor_to_be_had(tmp_path: Path, monkeypatch)
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
     with pytest.raises(UserError, match=rf"torchvision:MNIST is not under {tmp_path} and could no"):
         load("torchvision:MNIST", tmp_path)
+
+
+def test_kmnist_and_a_variant_of_emnist_are_read_as_their_files_are(tmp_path: Path):
+    arrays = write_mnist(tmp_path, "KMNIST")
+    found = load("torchvision:KMNIST", tmp_path)
+    np.testing.assert_array_equal(found.x[:30, 0], arrays["train"])
+    for part, name in (("train", "train"), ("t10k", "test")):
+        for kind in ("images-idx3", "labels-idx1"):
+            old = tmp_path / "KMNIST" / "raw" / f"{part}-{kind}-ubyte"
+            new = tmp_path / "EMNIST" / "raw" / f"emnist-letters-{name}-{kind}-ubyte"
+            new.parent.mkdir(parents=True, exist_ok=True)
+            new.write_bytes(old.read_bytes())
+    found = load("torchvision:EMNIST:letters", tmp_path)
+    assert found.dataset == "emnist-letters"
+    np.testing.assert_array_equal(found.x[30:, 0], arrays["t10k"])
+    assert found.split is not None
+    assert found.split.tolist() == ["train"] * 30 + ["test"] * 10
+
+
+def test_svhn_is_read_as_its_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from scipy.io import savemat
+    from torchvision.datasets import SVHN
+
+    monkeypatch.setattr(SVHN, "_check_integrity", lambda self: True)
+    pixels = np.random.default_rng(2).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    for part in ("train", "test"):
+        content = {"X": pixels.transpose(1, 2, 3, 0), "y": np.array([[1, 2, 10, 4, 5, 6]]).T}
+        savemat(tmp_path / f"{part}_32x32.mat", content)
+    found = load("torchvision:SVHN", tmp_path)
+    np.testing.assert_array_equal(found.x[:6], pixels.transpose(0, 3, 1, 2))
+    assert found.label[:6].tolist() == [1, 2, 0, 4, 5, 6]
+    assert found.split is not None
+    assert found.split.tolist() == ["train"] * 6 + ["test"] * 6
