@@ -4,7 +4,8 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help run test test-slow test-all soak lint format report ui sync promote rollback serve clean \
+.PHONY: help run test test-slow test-all soak lint format report ui sync submit promote rollback \
+  serve clean \
   lock
 
 export VIRTUAL_ENV := $(CURDIR)/.venv
@@ -29,6 +30,8 @@ help:
 	@echo "make report     show the report page"
 	@echo "make ui         MLflow's page of runs and registered models"
 	@echo "make sync       send MLflow what it missed while it was down"
+	@echo "make submit ADDRESS=http://host:8265   the same on a Ray cluster, results brought here;"
+	@echo "                JOB=id: follow a job again; CANCEL=id: end it"
 	@echo "make promote VERSION=3   champion by hand;  make rollback: the one before"
 	@echo "make serve      the champion as a web service on port 5001"
 	@echo "make test       the quick tests;  make test-all: also the slow ones"
@@ -81,6 +84,10 @@ ui: $(INSTALLED)
 
 sync: $(INSTALLED)
 	@python -m pipeline.tracking --sync
+
+submit: $(INSTALLED) $(CHECKED)
+	@python -m pipeline.submit $(if $(ADDRESS),--address "$(ADDRESS)") \
+	  $(if $(JOB),--job "$(JOB)") $(if $(CANCEL),--cancel "$(CANCEL)")
 
 promote: $(INSTALLED)
 	@python -m pipeline.registry --promote "$(or $(VERSION),$(error which one? make promote VERSION=3))"

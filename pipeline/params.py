@@ -228,6 +228,23 @@ class TrackingParams(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SubmitParams(Section):
+    """`submit`: how `make submit` reaches a cluster, and brings results home."""
+
+    folder: Name | None
+    remote: Name | None
+    python: Name | None
+    forward: tuple[str, ...]
+
+    def _faults(self) -> Iterable[str]:
+        if self.folder is not None and not self.folder.startswith("/"):
+            yield f"folder: expected an absolute path on the cluster, got {shown(self.folder)}"
+        for name in self.forward:
+            if not (name.isidentifier() and name.isascii()):
+                yield f"forward: expected names of environment variables, got {shown(name)}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Params:
     """The whole of params.yaml; a stage takes its sections only."""
 
@@ -240,6 +257,7 @@ class Params:
     evaluate: EvaluateParams
     register: RegisterParams
     tracking: TrackingParams
+    submit: SubmitParams
 
     @property
     def axes(self) -> tuple[Axis, ...]:

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pipeline.stage import UserError, project_root, whole_file
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
+COMMIT_VARIABLE = "TIGHTBOUND_GIT_COMMIT"
 SQLITE = "sqlite:///"
 FILES_TAG = "tightbound.files"
 DIGEST_LENGTH = 36  # the longest that MLflow takes
@@ -365,7 +366,9 @@ def _opening(address: str) -> Iterator[None]:
 
 @cache
 def git_commit() -> str | None:
-    """The commit that is checked out, if git knows one here."""
+    """The commit that is checked out, if git knows one here; a submitted copy is told it."""
+    if given := os.environ.get(COMMIT_VARIABLE):
+        return given
     git = ["git", "rev-parse", "HEAD"]
     try:
         found = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10)

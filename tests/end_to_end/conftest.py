@@ -50,7 +50,7 @@ class Project:
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(REPOSITORY / name, folder / name, ignore=ignore)
         (folder / ".dvc").mkdir()
-        for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
+        for name in ("dvc.yaml", "params.yaml", "requirements.lock", ".gitignore", ".dvcignore"):
             shutil.copy(REPOSITORY / name, folder)
         for name in ("config", ".gitignore"):
             shutil.copy(REPOSITORY / ".dvc" / name, folder / ".dvc")
