@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pipeline.stage import UserError
@@ -68,7 +68,7 @@ def connect(*, object_store_bytes: int = 256 * MEGABYTE) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address} ({ADDRESS_VARIABLE})" if address else "a local Ray"
         raise UserError(f"{where} could not be reached or started: {error}") from error
-    for name in ("ray", "ray.tune", "ray.train"):
+    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
@@ -81,20 +81,52 @@ def store_size(array_bytes: int) -> int:
     return max(256 * MEGABYTE, 3 * array_bytes)
 
 
-def require(cpus: float, gpus: float, *, key: str) -> None:
-    """Refuse at once a request that the cluster can't hold; Ray itself would wait for ever.
+def require(cpus: float, gpus: float, *, key: str, workers: int = 1) -> None:
+    """Refuse at once what the cluster can't hold; Ray itself would wait for ever.
 
-    key: the params key to lower.
+    cpus, gpus: of each of so many workers, every one of which lies on one node. What a cluster's
+    autoscaler may add counts as there. key: the params key to lower. Raises UserError.
     """
     import ray
 
-    there = ray.cluster_resources()
-    for name, needed in (("CPU", cpus), ("GPU", gpus)):
-        if needed > there.get(name, 0):
+    most = _with_autoscaler(ray.cluster_resources())
+    for name, each in (("CPU", cpus), ("GPU", gpus)):
+        if each * workers > most.get(name, 0):
             raise UserError(
-                f"{needed:g} {name}s are asked for and {there.get(name, 0):g} are there; "
+                f"{each * workers:g} {name}s are asked for and {most.get(name, 0):g} are there; "
                 f"lower {key} in params.yaml or give Ray more"
             )
+    if autoscales():
+        return
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(
+        int(min(node.get(name, 0) // each for name, each in (("CPU", cpus), ("GPU", gpus)) if each))
+        for node in nodes
+    )
+    if room < workers:
+        each = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+        raise UserError(
+            f"{workers} workers of {each} each are asked for, and the cluster's {len(nodes)} nodes "
+            f"have room for {room}, since no worker spans two nodes; lower {key} in params.yaml"
+        )
+
+
+def autoscales() -> bool:
+    """Whether the connected cluster may add nodes by itself."""
+    return bool(_autoscaler_most())
+
+
+def _with_autoscaler(there: Mapping[str, float]) -> dict[str, float]:
+    """Resources that are there, or that the cluster may grow to."""
+    most = _autoscaler_most()
+    return {name: max(there.get(name, 0), most.get(name, 0)) for name in there.keys() | most.keys()}
+
+
+def _autoscaler_most() -> dict[str, int]:
+    """What the cluster's configuration allows it to grow to; empty where it doesn't grow."""
+    from ray._private.state import state  # ray.data asks the same; there is no public way
+
+    return state.get_max_resources_from_cluster_config() or {}
 
 
 def num_cpus() -> int:

@@ -83,7 +83,7 @@ def _trainer(job: TrainingJob, workers: Workers, arrays: list[Any], name: str, l
 
     return TorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "arrays": arrays[0], "data": arrays[0]},
+        train_loop_config={"job": job, "data": arrays[0]},
         torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.count,

@@ -185,6 +185,7 @@ class ScalingParams(Section):
     """`scaling`: workers, threads and devices; results do not depend on it."""
 
     num_workers: Count
+    min_workers: Count | None
     threads_per_worker: Count
     use_gpu: bool
     workers_per_trial: Count
@@ -192,7 +193,21 @@ class ScalingParams(Section):
     max_failures: Annotated[int, Ge(0)]
     storage: Name | None
 
+    @property
+    def fewest_workers(self) -> int:
+        """Workers with which training still goes on."""
+        return self.num_workers if self.min_workers is None else self.min_workers
+
+    @property
+    def elastic(self) -> bool:
+        return self.fewest_workers < self.num_workers
+
     def _faults(self) -> Iterable[str]:
+        if self.fewest_workers > self.num_workers:
+            yield (
+                f"min_workers: expected at most num_workers, {self.num_workers}, got "
+                f"{shown(self.min_workers)}"
+            )
         if self.workers_per_trial > 1 and self.gpus_per_trial < 1:
             yield (
                 "gpus_per_trial: each of several workers needs a GPU of its own; use "

@@ -22,6 +22,7 @@ from pipeline.stage import UserError, read_json, write_json
 SPLITS = ("train", "valid", "test")
 ROWS_PER_SHARD = 8192
 META_FILE = "meta.json"
+MEGABYTE = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,16 @@ class Meta:
         """D, the number of data dimensions."""
         return math.prod(self.data_shape)
 
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of a data value: uint8, or float64 in `continuous`."""
+        return 8 if self.space == "continuous" else 1
+
+    @property
+    def grey_binarized(self) -> bool:
+        """Whether the training split holds grey levels that each visit binarises anew."""
+        return self.space == "binary" and self.binarization == "dynamic"
+
 
 def load_meta(folder: str | Path) -> Meta:
     """Read meta.json; raises UserError when it is missing or of another version."""
@@ -86,11 +97,8 @@ def load_split(folder: str | Path, split: str) -> Split:
 
     Raises UserError naming a shard that is missing, damaged, or not of meta.json's shape.
     """
-    shape = load_meta(folder).data_shape
-    paths = sorted((Path(folder) / split).glob("*.parquet"))
-    if not paths:
-        raise UserError(f"{Path(folder) / split} holds no Parquet file; `dvc repro` makes it")
-    parts = [_read_shard(path, shape) for path in paths]
+    meta = load_meta(folder)
+    parts = [read_shard(path, meta) for path in shard_paths(folder, split)]
     if len(parts) == 1:
         return parts[0]
     return Split(
@@ -100,7 +108,22 @@ def load_split(folder: str | Path, split: str) -> Split:
     )
 
 
-def _read_shard(path: Path, shape: tuple[int, ...]) -> Split:
+def shard_paths(folder: str | Path, split: str) -> list[Path]:
+    """The Parquet files of a split, in order. Raises UserError when there is none."""
+    paths = sorted((Path(folder) / split).glob("*.parquet"))
+    if not paths:
+        raise UserError(f"{Path(folder) / split} holds no Parquet file; `dvc repro` makes it")
+    return paths
+
+
+def training_mb(meta: Meta) -> float:
+    """Size of the training array in memory, MB (2^20 bytes)."""
+    return meta.counts["train"] * meta.num_values * meta.value_bytes / MEGABYTE
+
+
+def read_shard(path: Path, meta: Meta) -> Split:
+    """Read one file. Raises UserError when it is damaged or not of meta.json's shape."""
+    shape = meta.data_shape
     try:
         with pq.ParquetFile(path) as file:
             table = file.read().combine_chunks()

@@ -108,8 +108,10 @@ class EpochLog(UserCallback):
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
+        first = metrics[0]
         with self.path.open("a") as log:
-            log.write(json.dumps(metrics[0]) + "\n")
+            for row in first.get("epochs", [first]):
+                log.write(json.dumps(row) + "\n")
 
 
 class EpochLines:

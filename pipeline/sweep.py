@@ -23,11 +23,11 @@ from pipeline import ranking, runs, tracking
 from pipeline.axes import Axis, Point, combinations, describe, section_values
 from pipeline.params import Params, load_params
 from pipeline.plots import sweep_plot
-from pipeline.prepared import Meta, load_meta, load_split
+from pipeline.prepared import Meta, load_meta
 from pipeline.search import is_pinned
 from pipeline.stage import UserError, read_json, run_stage, say, whole_directory, write_json
 from pipeline.trials import num_trials, run_trials
-from pipeline.worker import TrainingArrays, TrainingJob
+from pipeline.worker import TrainingJob, load_arrays
 from vae.model import VAEConfig
 
 SEARCH = (
@@ -58,7 +58,7 @@ def sweep(params: Params, prepared: Path, out: Path) -> None:
         rows = [{"trial_id": ranking.PINNED, "status": ranking.PINNED, **point}]
     else:
         announce(params, axes)
-        arrays = load_arrays(prepared, meta)
+        arrays = load_arrays(prepared, meta, limit_mb=params.training.memory_limit_mb)
         rows = run_trials(params, job, arrays, runs.stage_hash("sweep", settings))
     found = ranking.points_of(rows, [axis.key for axis in axes])
     trials = ranking.trial_rows(rows, found, meta)
@@ -141,15 +141,6 @@ def announce(params: Params, axes: Sequence[Axis]) -> None:
     say(
         f"sweep      which {', '.join(keys)}? {sweep.search} search, {num_trials(params)} trials "
         f"of {sweep.epochs} epochs{seeds}"
-    )
-
-
-def load_arrays(prepared: Path, meta: Meta) -> TrainingArrays:
-    """The prepared training and validation arrays."""
-    return TrainingArrays(
-        train=load_split(prepared, "train").x,
-        valid=load_split(prepared, "valid").x,
-        binarize=meta.space == "binary" and meta.binarization == "dynamic",
     )
 
 

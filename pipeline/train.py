@@ -8,6 +8,7 @@ started again, it goes on from its last epoch.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -23,7 +24,7 @@ from pipeline.params import Params, load_params
 from pipeline.prepared import load_meta
 from pipeline.stage import UserError, read_json, run_stage, say, whole_directory, write_json
 from pipeline.storage import require_shared
-from pipeline.sweep import load_arrays
+from pipeline.stream import Stream, load_training
 from pipeline.terminal import duration, steps
 from pipeline.worker import STATE, TrainingArrays, TrainingJob, train_worker
 from vae.checkpoint import load_state, save
@@ -32,6 +33,8 @@ from vae.objectives import Objective
 from vae.training import TrainingConfig, TrainingState
 
 KEPT_CHECKPOINTS = 2
+# Until a group of workers whose node has gone is given up for a smaller one.
+START_VARIABLE, ELASTIC_START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10"
 
 
 def train(params: Params, prepared: Path, best: Path, model_out: Path, out: Path) -> None:
@@ -58,8 +61,8 @@ def train(params: Params, prepared: Path, best: Path, model_out: Path, out: Path
         f"{workers} worker{'s' if workers > 1 else ''}, at most {job.training.epochs} epochs"
     )
     with tracking.live_run(params, facts) as live:
-        arrays = load_arrays(prepared, meta)
-        model, state = run_workers(params, job, arrays, content_hash, live.log_epoch)
+        data = load_training(prepared, meta, params.training.memory_limit_mb)
+        model, state = run_workers(params, job, data, content_hash, live.log_epoch)
     history = pd.DataFrame([stats.to_row() for stats in state.history])
     with whole_directory(out) as fresh:
         history.to_csv(fresh / "history.csv", index=False)
@@ -87,7 +90,7 @@ def chosen_training(own: TrainingConfig, swept: dict[str, Any]) -> TrainingConfi
 def run_workers(
     params: Params,
     job: TrainingJob,
-    arrays: TrainingArrays,
+    data: TrainingArrays | Stream,
     content_hash: str,
     on_epoch: Callable[[dict[str, Any]], None],
 ) -> tuple[VAE, TrainingState]:
@@ -98,27 +101,36 @@ def run_workers(
     scaling = params.scaling
     with (
         runs.claim("train", content_hash, scaling.storage) as run,
-        cluster.connect(object_store_bytes=cluster.store_size(arrays.nbytes)),
+        cluster.connect(object_store_bytes=cluster.store_size(data.nbytes)),
     ):
         import ray
         from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
         from pipeline.progress import EpochLines, EpochLog, follow
+        from pipeline.shards import EveryRow
 
         cluster.require(
-            scaling.num_workers * scaling.threads_per_worker,
-            scaling.num_workers if scaling.use_gpu else 0,
-            key="scaling.num_workers (or scaling.threads_per_worker, scaling.use_gpu)",
+            scaling.threads_per_worker,
+            1 if scaling.use_gpu else 0,
+            workers=scaling.fewest_workers,
+            key="scaling.num_workers (or min_workers, threads_per_worker, use_gpu)",
         )
         require_shared(run.storage, key="scaling.storage")
+        waits = scaling.elastic or cluster.autoscales()
+        if scaling.elastic:
+            os.environ.setdefault(START_VARIABLE, ELASTIC_START_SECONDS)
         log = run.folder / "epochs.jsonl"
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"job": job, "arrays": ray.put(arrays)},
+            train_loop_config={"job": job, "data": ray.put(data)},
+            datasets=data.ray_datasets(scaling.num_workers, job.training.seed),
+            dataset_config=EveryRow(),
             torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=scaling.num_workers,
+                num_workers=(scaling.fewest_workers, scaling.num_workers)
+                if scaling.elastic
+                else scaling.num_workers,
                 use_gpu=scaling.use_gpu,
                 resources_per_worker={"CPU": scaling.threads_per_worker},
             ),
@@ -127,7 +139,9 @@ def run_workers(
                 storage_path=run.storage,
                 callbacks=[EpochLog(log)],
                 failure_config=FailureConfig(
-                    max_failures=scaling.max_failures, controller_failure_limit=1
+                    max_failures=scaling.max_failures,
+                    # A node that went, or is not there yet, shows as a group that doesn't start.
+                    controller_failure_limit=-1 if waits else 1,
                 ),
                 checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             ),

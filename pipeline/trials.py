@@ -100,8 +100,9 @@ def _run(
 
     resources = Resources.of(params.scaling)
     cluster.require(
-        resources.cpus * resources.workers,
-        resources.gpus * resources.workers,
+        resources.cpus,
+        resources.gpus,
+        workers=resources.workers,
         key="scaling.workers_per_trial (or scaling.threads_per_worker, scaling.use_gpu)",
     )
     sweep = params.sweep

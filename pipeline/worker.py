@@ -5,7 +5,9 @@ Across Ray go configurations, paths and the training array (through the object s
 
 from __future__ import annotations
 
+import math
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,14 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
+from pipeline.prepared import Meta, load_split, training_mb
+from pipeline.stage import UserError
 from vae.checkpoint import load_state, save_state
-from vae.data import Dataset
+from vae.data import Dataset, Source
 from vae.model import VAE, VAEConfig
 from vae.objectives import Objective
 from vae.training import DivergenceError, TrainingConfig, TrainingState, fit
 
 STATE = "state"
+REPORT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +60,30 @@ class TrainingArrays:
             binarize=self.binarize,
         )
 
+    def ray_datasets(self, num_workers: int, seed: int) -> dict[str, Any]:
+        """Nothing goes through Ray Data."""
+        return {}
 
-def build_model(config: VAEConfig, data: Dataset, seed: int) -> VAE:
+
+def load_arrays(prepared: Path, meta: Meta, *, limit_mb: int | None = None) -> TrainingArrays:
+    """The prepared training and validation arrays.
+
+    Raises UserError where the training array exceeds `training.memory_limit_mb`.
+    """
+    if limit_mb is not None and training_mb(meta) > limit_mb:
+        raise UserError(
+            f"the sweep's trials hold the training data in memory: {training_mb(meta):.0f} MB, and "
+            f"training.memory_limit_mb is {limit_mb}; pin model.latent_dim and model.likelihood "
+            "(training itself streams), or sweep on less data (data.limit)"
+        )
+    return TrainingArrays(
+        train=load_split(prepared, "train").x,
+        valid=load_split(prepared, "valid").x,
+        binarize=meta.grey_binarized,
+    )
+
+
+def build_model(config: VAEConfig, data: Source, seed: int) -> VAE:
     """A new model with seeded weights that starts at the data's mean."""
     torch.manual_seed(seed)
     model = VAE(config)
@@ -64,7 +92,7 @@ def build_model(config: VAEConfig, data: Dataset, seed: int) -> VAE:
 
 
 def start_or_resume(
-    job: TrainingJob, data: Dataset, device: torch.device, checkpoint: Any
+    job: TrainingJob, data: Source, device: torch.device, checkpoint: Any
 ) -> tuple[VAE, TrainingState]:
     """A new model and state, or those of a Ray checkpoint (None: there is none)."""
     model = build_model(job.model, data, job.training.seed).to(device)
@@ -75,10 +103,11 @@ def start_or_resume(
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """One Ray Train worker. `config`: `job`, and `arrays`, a reference to `TrainingArrays`.
+    """One Ray Train worker. `config`: `job`, and `data`, a reference to arrays or a stream.
 
-    Every rank reports every epoch; rank 0 brings the checkpoint. A divergence is reported rather
-    than raised, since training again from the last checkpoint would only repeat it.
+    About once a second every rank reports the epochs since; rank 0 brings the checkpoint. A
+    divergence is reported rather than raised, since training again from the last checkpoint would
+    only repeat it.
     """
     import ray
     import ray.train
@@ -86,19 +115,35 @@ def train_worker(config: dict[str, Any]) -> None:
 
     job: TrainingJob = config["job"]
     torch.set_num_threads(job.threads)
-    arrays: ray.ObjectRef[TrainingArrays] = config["arrays"]
-    data = ray.get(arrays).dataset()
+    given: ray.ObjectRef[Any] = config["data"]
+    data: Source = ray.get(given).dataset()
     device = get_device()
     assert isinstance(device, torch.device)
     model, state = start_or_resume(job, data, device, ray.train.get_checkpoint())
     rank = ray.train.get_context().get_world_rank()
+    epochs: list[dict[str, Any]] = []
+    last = -math.inf
     try:
         for stats in fit(model, data, job.training, state, objective=job.objective):
+            epochs.append(stats.to_row())
+            due = time.monotonic() - last > REPORT_SECONDS or state.finished(job.training)
+            if not _as_rank_zero(due, device):
+                continue
             with checkpoint_folder(model, state, rank == 0) as folder:
                 checkpoint = ray.train.Checkpoint.from_directory(folder) if folder else None
-                ray.train.report(stats.to_row(), checkpoint=checkpoint)
+                ray.train.report({"epochs": epochs}, checkpoint=checkpoint)
+            epochs, last = [], time.monotonic()
     except DivergenceError as divergence:
         ray.train.report({"diverged": str(divergence)})
+
+
+def _as_rank_zero(decision: bool, device: torch.device) -> bool:
+    """Rank 0's decision, on every rank."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return decision
+    decided = torch.tensor([decision], dtype=torch.uint8, device=device)
+    dist.broadcast(decided, src=0)
+    return bool(decided.item())
 
 
 @contextmanager

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 BLOCK = 32
-_ORDER, _TRAIN, _VALID = 0, 1, 2
+VALID_BATCH = 512
+ORDER, TRAIN, VALID = 0, 1, 2  # what a seed is for
 
 
 class Batch(NamedTuple):
@@ -45,9 +46,48 @@ class NoiseShape(NamedTuple):
     dtype: torch.dtype
 
 
+class Source(Protocol):
+    """Where `fit` gets its batches: arrays in memory (`Dataset`), or a stream."""
+
+    @property
+    def num_train(self) -> int:
+        """Training examples, over all workers."""
+        ...
+
+    def to(self, device: torch.device | str) -> Source:
+        """The same source with its batches on `device`."""
+        ...
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each training value, (*data_shape), in data units."""
+        ...
+
+    def train_batches(
+        self,
+        noise: NoiseShape,
+        *,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Iterator[Batch]:
+        """This worker's share of each global batch of one epoch, every example once.
+
+        All workers get the same number of batches; a share may be empty.
+        """
+        ...
+
+    def valid_batches(
+        self, noise: NoiseShape, *, seed: int, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch]:
+        """This worker's share of the validation split, every example once."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Training and validation arrays, on the device where they are used.
+    """Training and validation arrays, on the device where they are used; a `Source`.
 
     train, valid: (N, *data_shape), uint8 for `binary` and `grey8`, floating for `continuous`.
     binarize: `train` holds grey levels 0…255 and each visit draws x ~ Bernoulli(grey / 255)
@@ -81,80 +121,85 @@ class Dataset:
         With `binarize` these are those of the binarised data: mean p = E[grey]/255 and
         variance p(1 - p).
         """
-        count = len(self.train)
-        total = torch.zeros(self.train.shape[1:], dtype=torch.float64, device=self.train.device)
-        square = torch.zeros_like(total)
-        for part in self.train.split(8192):
-            part = part.double()
-            total += part.sum(0)
-            square += part.square().sum(0)
-        mean = total / count
-        if self.binarize:
-            mean = mean / 255
-            return mean, (mean * (1 - mean)).sqrt()
-        return mean, (square / count - mean.square()).clamp_min(0).sqrt()
+        return statistics_of(self.train.split(8192), binarize=self.binarize)
+
+    @property
+    def num_train(self) -> int:
+        return len(self.train)
+
+    def train_batches(
+        self,
+        noise: NoiseShape,
+        *,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Iterator[Batch]:
+        """As `Source`, in an order from (seed, epoch); the last batch may be smaller."""
+        generator = _generator(self.train.device, seed, ORDER, epoch)
+        order = torch.randperm(len(self.train), generator=generator, device=self.train.device)
+        for step, indices in enumerate(order.split(batch_size)):
+            lo, hi = share(len(indices), rank, world_size)
+            yield with_noise(
+                self.train[indices[lo:hi]],
+                noise,
+                key=(seed, TRAIN, epoch, step),
+                first_block=lo // BLOCK,
+                binarize=self.binarize,
+                global_size=len(indices),
+            )
+
+    def valid_batches(
+        self, noise: NoiseShape, *, seed: int, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch]:
+        """As `Source`, with the same noise at each call."""
+        yield from shares_of(self.valid.split(VALID_BATCH), noise, seed, rank, world_size)
 
 
-def train_batches(
-    data: Dataset,
-    noise: NoiseShape,
-    *,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    rank: int = 0,
-    world_size: int = 1,
+def statistics_of(parts: Iterable[Tensor], *, binarize: bool) -> tuple[Tensor, Tensor]:
+    """`Source.statistics` of examples that come in parts (N, *data_shape)."""
+    count, total, square = 0, torch.zeros(()), torch.zeros(())
+    for part in parts:
+        count += len(part)
+        part = part.double()
+        total = part.sum(0) + total.to(part)
+        square = part.square().sum(0) + square.to(part)
+    mean = total / count
+    if binarize:
+        mean = mean / 255
+        return mean, (mean * (1 - mean)).sqrt()
+    return mean, (square / count - mean.square()).clamp_min(0).sqrt()
+
+
+def shares_of(
+    batches: Iterable[Tensor], noise: NoiseShape, seed: int, rank: int, world_size: int
 ) -> Iterator[Batch]:
-    """Yield this worker's share of each global batch of one epoch, every example once.
+    """This worker's share of each batch of the validation split, (B, *data_shape), in their order.
 
-    The order is a permutation from (seed, epoch). The last batch may be smaller, and a worker's
-    share of it may be empty.
+    The same batches at the same seed get the same noise.
     """
-    generator = _generator(data.train.device, seed, _ORDER, epoch)
-    order = torch.randperm(len(data.train), generator=generator, device=data.train.device)
-    for step, indices in enumerate(order.split(batch_size)):
-        lo, hi = _share(len(indices), rank, world_size)
-        x = data.train[indices[lo:hi]]
-        yield _with_noise(
-            x,
-            noise,
-            key=(seed, _TRAIN, epoch, step),
-            first_block=lo // BLOCK,
-            binarize=data.binarize,
-            global_size=len(indices),
-        )
-
-
-def valid_batches(
-    data: Dataset,
-    noise: NoiseShape,
-    *,
-    batch_size: int,
-    seed: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Iterator[Batch]:
-    """Yield this worker's share of the validation split, with the same noise at each call."""
-    for step, x in enumerate(data.valid.split(batch_size)):
-        lo, hi = _share(len(x), rank, world_size)
-        yield _with_noise(
+    for step, x in enumerate(batches):
+        lo, hi = share(len(x), rank, world_size)
+        yield with_noise(
             x[lo:hi],
             noise,
-            key=(seed, _VALID, 0, step),
+            key=(seed, VALID, 0, step),
             first_block=lo // BLOCK,
             binarize=False,
             global_size=len(x),
         )
 
 
-def _share(size: int, rank: int, world_size: int) -> tuple[int, int]:
+def share(size: int, rank: int, world_size: int) -> tuple[int, int]:
     """The examples [lo, hi) of a batch that are this worker's: whole blocks, evenly spread."""
     blocks = -(-size // BLOCK)
     lo, hi = rank * blocks // world_size, (rank + 1) * blocks // world_size
     return min(lo * BLOCK, size), min(hi * BLOCK, size)
 
 
-def _with_noise(
+def with_noise(
     x: Tensor,
     noise: NoiseShape,
     *,
@@ -163,6 +208,10 @@ def _with_noise(
     binarize: bool,
     global_size: int,
 ) -> Batch:
+    """A batch of x (B, *data_shape) with its noise, each block's from (`key`, its number).
+
+    binarize: x holds grey levels, from which binary pixels are drawn.
+    """
     size, device = len(x), x.device
     eps = torch.empty(noise.num_samples, size, noise.noise_dim, dtype=noise.dtype, device=device)
     u = torch.empty(x.shape, dtype=noise.dtype, device=device) if noise.dequantize else None

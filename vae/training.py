@@ -17,9 +17,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vae.data import Batch, Dataset, NoiseShape, train_batches, valid_batches
+from vae.data import Batch, NoiseShape, Source
 from vae.model import VAE, check_name
 from vae.objectives import Objective, ObjectiveTerms, TrainingModule
+from vae.optimizer import AdamW
 
 SCHEDULES = ("constant", "cosine")
 
@@ -39,6 +40,7 @@ class TrainingConfig:
     gradient_clip: float | None = None  # largest norm of the gradient; None: not clipped
     patience: int | None = None  # epochs without a better validation bound; None: no early stop
     seed: int = 0
+    memory_limit_mb: int | None = None  # larger training arrays are streamed; None: never
 
     def __post_init__(self) -> None:
         faults = list(self._faults())
@@ -58,6 +60,11 @@ class TrainingConfig:
             yield f"training.gradient_clip: expected above 0, or null, got {self.gradient_clip!r}"
         if self.patience is not None and self.patience < 1:
             yield f"training.patience: expected at least 1, or null, got {self.patience!r}"
+        if self.memory_limit_mb is not None and self.memory_limit_mb < 1:
+            yield (
+                "training.memory_limit_mb: expected at least 1, or null, got "
+                f"{self.memory_limit_mb!r}"
+            )
         if not 0 <= self.seed < 2**63:
             yield f"training.seed: expected at least 0, got {self.seed!r}"
 
@@ -128,7 +135,7 @@ class DivergenceError(ArithmeticError):
 
 def fit(
     model: VAE,
-    data: Dataset,
+    data: Source,
     config: TrainingConfig,
     state: TrainingState | None = None,
     *,
@@ -144,18 +151,18 @@ def fit(
     are then still those before that step.
     """
     state = TrainingState() if state is None else state
-    trainer = _Trainer(model, data, config, objective or Objective(), state)
+    trainer = Trainer(model, data, config, objective or Objective(), state)
     while not state.finished(config):
         yield trainer.epoch()
 
 
-class _Trainer:
+class Trainer:
     """The parts of one `fit`: module, optimiser and ranks."""
 
     def __init__(
         self,
         model: VAE,
-        data: Dataset,
+        data: Source,
         config: TrainingConfig,
         objective: Objective,
         state: TrainingState,
@@ -173,32 +180,20 @@ class _Trainer:
             self.parallel = DistributedDataParallel(
                 self.module, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        _restore_optimizer(self.optimizer, model, state.optimizer)
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.parameters = list(named.values())
+        self.optimizer = AdamW(named, weight_decay=config.weight_decay, tensors=state.optimizer)
+        self.learning_rate = config.learning_rate
         self.noise = NoiseShape(
             objective.num_samples, model.noise_dim, model.dequantizes, self.dtype
         )
-        self.steps_per_epoch = -(-len(self.data.train) // config.batch_size)
+        self.steps_per_epoch = -(-self.data.num_train // config.batch_size)
 
     def epoch(self) -> EpochStats:
         start, epoch = time.perf_counter(), self.state.epoch + 1
         beta = self.objective.beta_at(epoch)
         totals = torch.zeros(4, dtype=torch.float64, device=self.device)
-        batches = train_batches(
-            self.data,
-            self.noise,
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
-            epoch=epoch,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
+        batches = self.train_batches(epoch)
         self.module.train()
         for step, batch in enumerate(batches):
             totals += self.train_step(batch, epoch, step, beta)
@@ -210,8 +205,8 @@ class _Trainer:
             epoch=epoch,
             time=time.time(),
             seconds=time.perf_counter() - start,
-            images_per_s=len(self.data.train) / train_seconds,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            images_per_s=self.data.num_train / train_seconds,
+            learning_rate=self.learning_rate,
             beta=beta,
             train_elbo=train["log_px_z"] - train["kl"],
             train_log_px_z=train["log_px_z"],
@@ -225,6 +220,17 @@ class _Trainer:
         self._advance(stats)
         return stats
 
+    def train_batches(self, epoch: int) -> Iterator[Batch]:
+        """This rank's share of each global batch of an epoch."""
+        return self.data.train_batches(
+            self.noise,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            epoch=epoch,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+
     def train_step(self, batch: Batch, epoch: int, step: int, beta: float) -> Tensor:
         """One step of the optimiser; returns the sums of (count, log_px_z, kl, bound)."""
         terms = self.parallel(batch.x, batch.eps, batch.u, beta)
@@ -233,23 +239,20 @@ class _Trainer:
         if self.objective.reduction == "mean":
             scale /= batch.global_size
         loss = terms.surrogate.sum() * -scale
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss.backward()
         sums = _sums(terms)
         self._check_finite(loss, sums, epoch, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(epoch, step)
-        self.optimizer.step()
+        self.learning_rate = self._learning_rate(epoch, step)
+        self.optimizer.step(self.learning_rate)
         return sums
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Means over the whole validation split, over all ranks."""
         totals = torch.zeros(4, dtype=torch.float64, device=self.device)
-        batches = valid_batches(
-            self.data,
+        batches = self.data.valid_batches(
             self.noise._replace(dequantize=False),
-            batch_size=max(self.config.batch_size, 512),
             seed=self.config.seed,
             rank=self.rank,
             world_size=self.world_size,
@@ -263,7 +266,8 @@ class _Trainer:
         if self.config.schedule == "constant":
             return self.config.learning_rate
         done = (epoch - 1) * self.steps_per_epoch + step
-        share = done / (self.config.epochs * self.steps_per_epoch)
+        # A stream split over workers may need a step more.
+        share = min(1.0, done / (self.config.epochs * self.steps_per_epoch))
         return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
     def _check_finite(self, loss: Tensor, sums: Tensor, epoch: int, step: int) -> None:
@@ -302,7 +306,7 @@ class _Trainer:
         state = self.state
         state.epoch = stats.epoch
         state.history.append(stats)
-        state.optimizer = _optimizer_tensors(self.optimizer, self.model)
+        state.optimizer = self.optimizer.tensors
         if stats.is_best:
             state.best_bound, state.best_epoch = stats.valid_bound, stats.epoch
             state.best_weights = {
@@ -315,26 +319,3 @@ def _sums(terms: ObjectiveTerms) -> Tensor:
         count = terms.bound.new_tensor(len(terms.bound), dtype=torch.float64)
         columns = (terms.log_px_z, terms.kl, terms.bound)
         return torch.stack([count, *(column.detach().double().sum() for column in columns)])
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    return {
-        f"{name}/{slot}": value
-        for name, parameter in model.named_parameters()
-        for slot, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _restore_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]
-) -> None:
-    slots: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, slot = key.rsplit("/", 1)
-        slots.setdefault(name, {})[slot] = value
-    parameters = dict(model.named_parameters())
-    for name, values in slots.items():
-        parameter = parameters[name]
-        optimizer.state[parameter] = {
-            slot: value.clone().to(parameter.device) for slot, value in values.items()
-        }

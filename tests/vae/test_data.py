@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vae.data import BLOCK, Dataset, NoiseShape, train_batches, valid_batches
+from vae.data import BLOCK, Dataset, NoiseShape
 
 NOISE = NoiseShape(num_samples=3, noise_dim=5, dequantize=True, dtype=torch.float32)
 
@@ -18,8 +18,7 @@ def grey_dataset(count=150, binarize=False, shape=(2, 3)):
 def epoch(data, *, world_size=1, batch_size=70, epoch=1, seed=0):
     """One list a step of the ranks' batches."""
     ranks = [
-        train_batches(
-            data,
+        data.train_batches(
             NOISE,
             batch_size=batch_size,
             seed=seed,
@@ -106,7 +105,7 @@ def test_dynamic_binarisation_draws_each_visit_with_the_grey_levels_probability(
 
 def test_validation_noise_is_the_same_at_each_call():
     data = grey_dataset()
-    first, second = (list(valid_batches(data, NOISE, batch_size=16, seed=3)) for _ in range(2))
+    first, second = (list(data.valid_batches(NOISE, seed=3)) for _ in range(2))
     assert all(torch.equal(a.eps, b.eps) for a, b in zip(first, second, strict=True))
     assert torch.equal(torch.cat([batch.x for batch in first]), data.valid)
 

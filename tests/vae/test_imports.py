@@ -32,6 +32,7 @@ ORDER = [
     "evidence",
     "diagnostics",
     "data",
+    "optimizer",
     "training",
     "checkpoint",
 ]

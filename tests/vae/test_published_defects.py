@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vae import VAE, FactorAnalysis, VAEConfig
 from vae.checkpoint import load_state, save_state
-from vae.data import Dataset, NoiseShape, train_batches
+from vae.data import Dataset, NoiseShape
 from vae.evidence import CHUNK_VALUES, importance_sampling
 from vae.likelihoods import LIKELIHOODS
 from vae.objectives import Objective, TrainingModule
@@ -196,8 +196,8 @@ def test_a_rank_sees_other_examples_in_another_epoch():
     seen = [
         {
             value
-            for batch in train_batches(
-                data, noise, batch_size=64, seed=0, epoch=epoch, rank=1, world_size=2
+            for batch in data.train_batches(
+                noise, batch_size=64, seed=0, epoch=epoch, rank=1, world_size=2
             )
             for value in batch.x.flatten().tolist()
         }

@@ -1,6 +1,8 @@
 """The training loop: resumes to the bit, is the same on two ranks, stops where it should."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,3 +193,13 @@ def test_two_ranks_train_as_one(trained_by_two_ranks, name):
         assert two.train_kl == pytest.approx(one.train_kl, rel=1e-4)
     for parameter, other in zip(alone.parameters(), together.parameters(), strict=True):
         torch.testing.assert_close(parameter, other, rtol=1e-3, atol=1e-5)
+
+
+def test_training_in_one_process_never_loads_torchs_compiler():
+    """It costs 1.4 s; torch.optim.Optimizer would load it."""
+    code = (
+        "import sys; from tests.vae.test_training import new_model, train; train(new_model());"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)

@@ -1,0 +1,117 @@
+"""A Ray cluster of several nodes on this machine: each a `ray start` of its own, to be killed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.end_to_end.conftest import BIN, LONGEST_SECONDS
+from tests.pipeline.servers import free_port, wait_for
+
+GRACE_SECONDS = 20
+
+
+class Node:
+    """One `ray start --block`, with a temporary folder of its own."""
+
+    def __init__(self, options: list[str], environment: dict[str, str], num_cpus: int) -> None:
+        # Ray's sockets lie in there, and their paths must be short.
+        self.folder = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
+        ports = {
+            "dashboard-agent-listen-port": free_port(),
+            "metrics-export-port": free_port(),
+        }
+        self.log = self.folder / "log"
+        command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats"]
+        command += [f"--num-cpus={num_cpus}", f"--temp-dir={self.folder}"]
+        command += ["--node-ip-address=127.0.0.1", f"--object-store-memory={128 * 2**20}"]
+        command += [f"--{name}={port}" for name, port in ports.items()]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, *options], stdout=log, stderr=log, env=environment
+            )
+
+    def kill(self) -> None:
+        """kill -9 of the raylet: the node is lost, with all that runs on it."""
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            if "raylet/raylet" in " ".join(child.cmdline()):
+                child.send_signal(signal.SIGKILL)
+        self.stop()
+
+    def stop(self) -> None:
+        """End the node and all its processes."""
+        try:
+            below = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            below = []
+        self.process.terminate()
+        try:
+            self.process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        _, left = psutil.wait_procs(below, timeout=GRACE_SECONDS)
+        for process in left:
+            process.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Cluster:
+    """A head and nodes that come and go, behind a token."""
+
+    def __init__(self, folder: Path, num_cpus: int) -> None:
+        folder.mkdir(exist_ok=True)
+        token = folder / "token"
+        token.write_text(secrets.token_hex(32))
+        token.chmod(0o600)
+        access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+        self.environment = os.environ | access | {"PATH": path, "OMP_NUM_THREADS": "1"}
+        self.environment.pop("RAY_ADDRESS", None)
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        self.variables = access | {"RAY_ADDRESS": self.address}
+        options = ["--head", f"--port={port}", "--include-dashboard=false"]
+        options += [f"--ray-client-server-port={free_port()}"]
+        self.nodes = [Node(options, self.environment, num_cpus)]
+        wait_for(port, self.nodes[0].process, self.nodes[0].log)
+        self.until_nodes(1)
+
+    def add(self, num_cpus: int) -> Node:
+        """A further node; returns at once, see `until_nodes`."""
+        node = Node([f"--address={self.address}"], self.environment, num_cpus)
+        self.nodes.append(node)
+        return node
+
+    def until_nodes(self, count: int) -> None:
+        """Wait until so many nodes are alive."""
+        deadline = time.monotonic() + LONGEST_SECONDS
+        while self._alive() != count:
+            if time.monotonic() > deadline:
+                logs = "\n".join(node.log.read_text() for node in self.nodes if node.log.exists())
+                pytest.fail(f"{self._alive()} nodes instead of {count}:\n{logs}")
+            time.sleep(0.5)
+
+    def _alive(self) -> int:
+        """Nodes that the head counts as alive, by Ray's own command."""
+        done = subprocess.run(
+            [str(BIN / "ray"), "status", f"--address={self.address}"],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+        )
+        lines = done.stdout.partition("Active:")[2].partition("Pending:")[0].splitlines()
+        return sum(" node_" in line for line in lines)
+
+    def stop(self) -> None:
+        for node in reversed(self.nodes):
+            node.stop()
