@@ -1,8 +1,9 @@
 """Champion and challenger on the same test examples: per-example log p(x), stored or estimated.
 
-Each model's run keeps its per-example log p(x) (by data hash, K and seed) and the ids of the
-examples that it was trained or selected on, so that a later model is compared without estimating
-the champion's again, and never on what the champion has seen.
+Each model's run keeps its per-example log p(x) (by data hash, K and seed) and the content hashes
+of the examples that it was trained or selected on, so that a later model is compared without
+estimating the champion's again, and never on what the champion has seen, whatever its name, order
+or split is now.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pandas as pd
 import torch
 
 from pipeline.gate import Comparison, paired_gain
-from pipeline.prepared import Meta, load_split
+from pipeline.prepared import Meta, load_split, shard_paths
 from pipeline.registry import Registry, Version
 from pipeline.stage import say
 from pipeline.store import Store, Unreachable
@@ -66,9 +67,10 @@ def compare(
     with tempfile.TemporaryDirectory() as folder:
         if champion.tags.get("data_hash") != settings.data_hash:
             table = _stored(registry.store, champion.run_id, SEEN, folder)
-            if table is None:
+            if table is None or "content" not in table:
                 raise NotComparable("the data changed, and its own training split isn't known")
-            seen = set(table["id"])
+            test = _columns(prepared, "test", ["id", "content"])
+            seen = set(test["id"][test["content"].isin(table["content"])])
         stored = _stored(registry.store, champion.run_id, settings.name, folder)
         if stored is not None:
             known = dict(zip(stored["id"], stored["log_px"], strict=True))
@@ -110,9 +112,9 @@ def keep_evidence(
     run_id: str,
     settings: EvidenceSettings,
     evidence: Mapping[str, float],
-    seen: list[str] | None = None,
+    seen: pd.DataFrame | None = None,
 ) -> None:
-    """Store per-example log p(x), and the ids of training and validation, with the model's run."""
+    """Store per-example log p(x), and what `seen_examples` found, with the model's run."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / Path(settings.name).name
         table = pd.DataFrame({"id": list(evidence), "log_px": list(evidence.values())})
@@ -120,7 +122,7 @@ def keep_evidence(
         files = {settings.name: path}
         if seen is not None:
             files[SEEN] = Path(folder) / Path(SEEN).name
-            pd.DataFrame({"id": seen}).to_parquet(files[SEEN], index=False)
+            seen.to_parquet(files[SEEN], index=False)
         store.log_files(run_id, files)
 
 
@@ -136,7 +138,12 @@ def _stored(store: Store, run_id: str, name: str, folder: str) -> pd.DataFrame |
         return None
 
 
-def seen_ids(prepared: Path) -> list[str]:
-    """Ids of the examples that the model was trained or selected on."""
-    parts = [pd.read_parquet(prepared / split, columns=["id"]) for split in ("train", "valid")]
-    return pd.concat(parts)["id"].astype(str).tolist()
+def seen_examples(prepared: Path) -> pd.DataFrame:
+    """Column `content` of the examples that the model was trained or selected on."""
+    return pd.concat([_columns(prepared, split, ["content"]) for split in ("train", "valid")])
+
+
+def _columns(prepared: Path, split: str, names: list[str]) -> pd.DataFrame:
+    """Columns of a split, without its x."""
+    parts = [pd.read_parquet(path, columns=names) for path in shard_paths(prepared, split)]
+    return pd.concat(parts, ignore_index=True)

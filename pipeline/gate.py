@@ -20,11 +20,15 @@ MOST_BAD_KHAT = 0.10  # share of the images whose khat may exceed KHAT_LIMIT
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The challenger's paired mean gain over the champion on the same examples, in nats."""
+    """The challenger's paired mean gain over the champion on the same examples, in nats.
+
+    num_left_out: test examples that the champion was trained or selected on.
+    """
 
     gain: float
     gain_se: float
     num_examples: int
+    num_left_out: int = 0
 
     @property
     def significant(self) -> bool:
@@ -76,6 +80,7 @@ def paired_gain(
         gain=float(gains.mean()),
         gain_se=float(gains.std(ddof=1) / math.sqrt(len(gains))),
         num_examples=len(gains),
+        num_left_out=len(left_out & set(challenger)),
     )
 
 
@@ -147,8 +152,10 @@ def _gate(case: Situation) -> tuple[bool, list[str]]:
 def gain_sentence(comparison: Comparison, champion: int) -> str:
     """The comparison in words, with its figures."""
     sign = "more" if comparison.significant else "not more"
+    pairs = f"{comparison.num_examples} pairs"
+    if comparison.num_left_out:
+        pairs += f", without {comparison.num_left_out} that it was trained or selected on"
     return (
         f"{comparison.gain:+.3f} ± {comparison.gain_se:.3f} nats a test example over champion "
-        f"version {champion} ({comparison.num_examples} pairs): {sign} than "
-        f"{STANDARD_ERRORS:g} standard errors"
+        f"version {champion} ({pairs}): {sign} than {STANDARD_ERRORS:g} standard errors"
     )

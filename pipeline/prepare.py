@@ -86,6 +86,7 @@ class _Blocks:
         data: DataParams,
     ) -> None:
         self.examples, self.x, self.order, self.hashes, self.data = examples, x, order, hashes, data
+        self.content = content_hashes(examples.x, None)
         self.rows = {name: np.flatnonzero(assigned == name) for name in SPLITS}
         self.black_and_white = data.space == "binary" and _largest(x) <= 1
 
@@ -98,7 +99,12 @@ class _Blocks:
                 x = x * np.uint8(255)
             if split != "train" or self.data.binarization != "dynamic":
                 x = binarize(x, self.hashes[chosen], self.data)
-        return Split(x=x, label=self.examples.label[places], id=self.examples.id[places])
+        return Split(
+            x=x,
+            label=self.examples.label[places],
+            id=self.examples.id[places],
+            content=self.content[places],
+        )
 
     def shards(self, split: str) -> Iterator[Split]:
         for rows in shard_rows(len(self.rows[split])):
@@ -121,9 +127,9 @@ def check_space(x: np.ndarray, data: DataParams) -> None:
         raise UserError(f"data.source: all {len(x)} examples of {data.source} are equal")
 
 
-def content_hashes(x: np.ndarray, seed: int) -> np.ndarray:
-    """(N,) uint64: a hash of each example's values and shape, salted by the seed."""
-    salt = f"{seed}{x.dtype.str}{x.shape[1:]}".encode()
+def content_hashes(x: np.ndarray, seed: int | None) -> np.ndarray:
+    """(N,) uint64: a hash of each example's values and shape, salted by the seed unless None."""
+    salt = f"{'' if seed is None else seed}{x.dtype.str}{x.shape[1:]}".encode()
     return _hashes((row.data for row in np.ascontiguousarray(x).reshape(len(x), -1)), salt)
 
 

@@ -1,7 +1,8 @@
 """data/prepared: Parquet shards of each split, and meta.json; written by prepare, read by all.
 
 A shard's columns: `x`, a fixed-shape tensor as the data space says; `label`, an integer, -1 where
-there is none; `id`, text that names the example in its source. Shapes: N examples.
+there is none; `id`, text that names the example in its source; `content`, a hash of what the source
+holds. Shapes: N examples.
 """
 
 from __future__ import annotations
@@ -32,11 +33,14 @@ class Split:
     x: (N, *data_shape), uint8 for `binary` and `grey8`, float64 for `continuous`; 0/1 for
     `binary`, but grey levels 0…255 in the training split of dynamic binarisation.
     label: (N,) int64, -1 where there is none. id: (N,) text, the same whatever else is added.
+    content: (N,) uint64, a hash of the example before it is binarised or filled, so that it is
+    known again under another seed, split or id.
     """
 
     x: np.ndarray
     label: np.ndarray
     id: np.ndarray
+    content: np.ndarray
 
     def __len__(self) -> int:
         return len(self.x)
@@ -105,6 +109,7 @@ def load_split(folder: str | Path, split: str) -> Split:
         x=np.concatenate([part.x for part in parts]),
         label=np.concatenate([part.label for part in parts]),
         id=np.concatenate([part.id for part in parts]),
+        content=np.concatenate([part.content for part in parts]),
     )
 
 
@@ -130,11 +135,12 @@ def read_shard(path: Path, meta: Meta) -> Split:
         column = table.column("x").chunk(0) if len(table) else None
         x = column.to_numpy_ndarray() if column is not None else np.empty((0, *shape), np.uint8)
         label, id = table.column("label").to_numpy(), table.column("id").to_pylist()
+        content = table.column("content").to_numpy()
     except (pa.ArrowException, OSError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}); `dvc checkout` restores it") from None
     if x.shape[1:] != shape:
         raise UserError(f"{path} holds examples of shape {x.shape[1:]}; meta.json says {shape}")
-    return Split(x=x, label=label, id=np.array(id, dtype=str))
+    return Split(x=x, label=label, id=np.array(id, dtype=str), content=content)
 
 
 def write_prepared(folder: Path, splits: Mapping[str, Split], **facts: Any) -> Meta:
@@ -163,7 +169,12 @@ def write_shards(folder: Path, splits: Mapping[str, Iterable[Split]], **facts: A
 def shards(split: Split) -> Iterator[Split]:
     """A split in the parts that become files; at least one."""
     for rows in shard_rows(len(split)):
-        yield Split(x=split.x[rows], label=split.label[rows], id=split.id[rows])
+        yield Split(
+            x=split.x[rows],
+            label=split.label[rows],
+            id=split.id[rows],
+            content=split.content[rows],
+        )
 
 
 def shard_rows(count: int) -> Iterator[slice]:
@@ -179,6 +190,7 @@ def _table(split: Split) -> pa.Table:
             "x": pa.FixedShapeTensorArray.from_numpy_ndarray(x),
             "label": pa.array(split.label.astype(np.int64)),
             "id": pa.array(split.id.tolist(), pa.string()),
+            "content": pa.array(split.content, pa.uint64()),
         }
     )
 

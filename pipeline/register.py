@@ -30,7 +30,7 @@ from pipeline.champion import (
     compare,
     keep_evidence,
     measure,
-    seen_ids,
+    seen_examples,
 )
 from pipeline.gate import (
     CHAMPION,
@@ -101,7 +101,7 @@ def _register(params: Params, paths: Paths, store: Store, ensure: bool) -> dict[
         metrics.get("proposal", "encoder"),
     )
     home = version.run_id if store.is_active(version.run_id) else run_id
-    keep_evidence(store, home, settings, evidence, seen_ids(paths.prepared))
+    keep_evidence(store, home, settings, evidence, seen_examples(paths.prepared))
 
     champion = registry.alias(CHAMPION)
     comparison, why_not = None, None
@@ -134,6 +134,7 @@ def _register(params: Params, paths: Paths, store: Store, ensure: bool) -> dict[
         "gain": comparison and comparison.gain,
         "gain_se": comparison and comparison.gain_se,
         "num_pairs": comparison and comparison.num_examples,
+        "num_left_out": comparison and comparison.num_left_out,
         "compared_with": champion if comparison else None,
         "champion": registry.alias(CHAMPION),
         "looks": looks,

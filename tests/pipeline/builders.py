@@ -16,6 +16,7 @@ import torch
 
 from pipeline.evaluate import reference, score_split
 from pipeline.params import DataParams
+from pipeline.prepare import content_hashes
 from pipeline.prepared import Split, load_split, write_prepared
 from pipeline.register import Paths
 from vae import VAE, VAEConfig, save
@@ -198,17 +199,27 @@ def evaluate_metrics(**changes: Any) -> dict[str, Any]:
 SHAPE = (1, 4, 4)
 
 
-def prepared_data(folder: Path, *, seed: int = 0, first_test_id: int = 200, size: int = 40) -> Any:
-    """data/prepared: grey 4x4 images around 60 or 180; the ids count up from the training split."""
+def split(x: np.ndarray, ids: list[str], label: np.ndarray | None = None) -> Split:
+    """A split without labels, unless some are given; `content` as prepare makes it."""
+    label = np.full(len(x), -1) if label is None else label
+    return Split(x=x, label=label, id=np.array(ids), content=content_hashes(x, None))
+
+
+def prepared_data(folder: Path, *, seed: int = 0, more_test: np.ndarray | None = None) -> Any:
+    """data/prepared: grey 4x4 images around 60 or 180, with ids that count up; 40 for the test.
+
+    more_test: x that the test split begins with.
+    """
     rng = np.random.default_rng(seed)
     splits, start = {}, 0
-    for name, count in (("train", 100), ("valid", 60), ("test", size)):
-        start = first_test_id if name == "test" else start
+    for name, count in (("train", 100), ("valid", 60), ("test", 40)):
         level = rng.choice([60.0, 180.0], size=(count, 1, 1, 1))
         x = np.clip(np.rint(level + 15 * rng.standard_normal((count, *SHAPE))), 0, 255)
-        ids = np.array([f"image-{start + i}" for i in range(count)])
-        splits[name] = Split(x=x.astype(np.uint8), label=np.full(count, -1), id=ids)
-        start += count
+        x = x.astype(np.uint8)
+        if name == "test" and more_test is not None:
+            x = np.concatenate([more_test, x])
+        splits[name] = split(x, [f"image-{start + i}" for i in range(len(x))])
+        start += len(x)
     folder.mkdir(parents=True)
     facts = {"dataset": "blobs", "source": "test", "space": "grey8", "binarization": None}
     facts |= {"duplicates": {}, "own_test_split": False, "num_classes": None}

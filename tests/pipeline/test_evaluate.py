@@ -14,9 +14,9 @@ from pipeline import evaluate, pictures
 from pipeline.baseline import Baseline
 from pipeline.evaluate import score_split, summarise
 from pipeline.params import EvaluateParams
-from pipeline.prepared import Split, write_prepared
+from pipeline.prepared import write_prepared
 from pipeline.stage import UserError
-from tests.pipeline.builders import epoch_row, write_csv
+from tests.pipeline.builders import epoch_row, split, write_csv
 from vae import VAE, FactorAnalysis, VAEConfig, save
 
 Proposal = Literal["encoder", "laplace", "refined"]
@@ -29,7 +29,7 @@ def prepare(folder: Path, x: np.ndarray, space: str) -> None:
     splits, start = {}, 0
     for name, count in COUNTS.items():
         rows = np.arange(start, start + count)
-        splits[name] = Split(x=x[rows], label=rows % 3, id=np.array([f"x{i}" for i in rows]))
+        splits[name] = split(x[rows], [f"x{i}" for i in rows], label=rows % 3)
         start += count
     write_prepared(
         folder,

@@ -174,6 +174,21 @@ def test_each_binarisation_of_a_torchvision_set(tmp_path: Path):
                 np.testing.assert_array_equal(x[0], pixels >= 128)
 
 
+def test_an_example_is_known_again_by_its_content_under_any_seed_or_binarisation(
+    toy: DataParams, tmp_path: Path
+):
+    def found(name: str, **changes: object) -> dict[str, int]:
+        prepare(replace(toy, valid_fraction=0.3, **changes), tmp_path / name)
+        splits = [load_split(tmp_path / name, split) for split in SPLITS]
+        return {id: h for s in splits for id, h in zip(s.id.tolist(), s.content, strict=True)}
+
+    grey = found("grey")
+    assert len(set(grey.values())) == len(grey) == 40
+    assert found("seed", seed=1) == grey
+    assert found("binary", space="binary") == grey
+    assert found("static", space="binary", binarization="static", seed=2) == grey
+
+
 def test_the_preview_shows_the_first_examples(toy: DataParams, tmp_path: Path):
     prepare(toy, tmp_path / "prepared")
     page = np.asarray(Image.open(tmp_path / "prepared" / "preview.png"))

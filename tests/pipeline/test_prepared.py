@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from pipeline import prepared
 from pipeline.prepared import SPLITS, Split, content_hash, load_meta, load_split, write_prepared
 from pipeline.stage import UserError
+from tests.pipeline import builders
 
 FACTS = {
     "dataset": "toy",
@@ -32,10 +34,10 @@ def toy(
             if dtype is np.uint8
             else rng.normal(size=(count, *shape))
         )
-        return Split(
-            x=values.astype(dtype),
+        return builders.split(
+            values.astype(dtype),
+            [f"ä{index}" for index in range(count)],
             label=rng.integers(-1, 3, count),
-            id=np.array([f"ä{index}" for index in range(count)]),
         )
 
     return {"train": split(21), "valid": split(3), "test": split(5)}
@@ -65,6 +67,7 @@ def test_round_trip_over_any_number_of_shards(
         np.testing.assert_array_equal(found.x, splits[name].x)
         np.testing.assert_array_equal(found.label, splits[name].label)
         np.testing.assert_array_equal(found.id, splits[name].id)
+        np.testing.assert_array_equal(found.content, splits[name].content)
 
 
 def test_the_hash_sees_every_value_id_label_shape_and_the_space(tmp_path: Path):
@@ -77,9 +80,7 @@ def test_the_hash_sees_every_value_id_label_shape_and_the_space(tmp_path: Path):
         values = getattr(splits["test"], field)
         values[-1] = values[-1] + 1 if field != "id" else "other"
         hashes.append(content_hash(splits, "grey8"))
-    reshaped = {
-        k: Split(x=v.x.reshape(-1, 1, 3, 2), label=v.label, id=v.id) for k, v in fresh().items()
-    }
+    reshaped = {k: replace(v, x=v.x.reshape(-1, 1, 3, 2)) for k, v in fresh().items()}
     moved = fresh()
     moved["valid"], moved["test"] = moved["test"], moved["valid"]
     hashes += [content_hash(reshaped, "grey8"), content_hash(moved, "grey8")]
