@@ -19,8 +19,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ PARAMETERS = ("task", "num_samples", "seed")
 MOST_SAMPLES = 100_000
 MOST_DRAWS = 2**21  # B x K of one call: about a minute of a small model on two cores
 MOST_VALUES = 2**24  # of the input and of the answer
+MOST_BYTES = 2**25  # of a served request's body, before it is parsed
 DEFAULT_IMAGES = 16
 BATCH_VALUES = 2**17  # data values scored at a time
 MOMENT_SAMPLES = 1000  # for the moments of a posterior that has none in closed form
@@ -67,6 +70,7 @@ class ScoredVAE(PythonModel):
         self.columns: list[str] | None = data["columns"]
         self.filled: dict[str, float] = data.get("filled") or {}  # for missing values
         check_parameters_ourselves()
+        bound_requests()
 
     def predict(
         self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
@@ -266,6 +270,40 @@ def check_parameters_ourselves() -> None:
 
     validate.passes_on = PARAMETERS  # type: ignore[attr-defined]
     mlflow.pyfunc._validate_prediction_input = validate
+
+
+def bound_requests() -> None:
+    """Have MLflow's server, where this process is one, refuse bodies that it could not hold.
+
+    MLflow reads and parses a body of any length before the model sees it.
+    """
+    server = sys.modules.get("mlflow.pyfunc.scoring_server")
+    original = getattr(server, "_async_catch_mlflow_exception", None)
+    if original is None or hasattr(original, "most_bytes"):
+        return
+
+    def bounded(answer: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(answer)
+        async def wrapper(request: Any) -> Any:
+            size, parts = 0, []
+            async for part in request.stream():  # all of it: a client reads once it has sent
+                size += len(part)
+                if size <= MOST_BYTES:
+                    parts.append(part)
+            if size > MOST_BYTES:
+                raise refusal(f"expected a body of at most {MOST_BYTES:,} bytes; found {size:,}")
+            request._body = b"".join(parts)
+            if "content-type" not in request.headers:
+                raise refusal("expected the header Content-Type: application/json")
+            try:
+                return await answer(request)
+            except RecursionError:
+                raise refusal("expected rows of numbers; found lists in lists …") from None
+
+        return original(wrapper)
+
+    bounded.most_bytes = MOST_BYTES  # type: ignore[attr-defined]
+    server._async_catch_mlflow_exception = bounded  # type: ignore[union-attr]
 
 
 def _json_safe(table: pd.DataFrame) -> pd.DataFrame:

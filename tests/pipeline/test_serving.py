@@ -26,7 +26,7 @@ from pipeline import tracking
 from pipeline.prepared import load_split
 from pipeline.register import register
 from pipeline.registry import REQUIREMENTS, Registry, requirements
-from pipeline.serving import MOST_VALUES, ScoredVAE, to_array
+from pipeline.serving import MOST_BYTES, MOST_VALUES, ScoredVAE, to_array
 from tests.pipeline import builders
 from tests.pipeline.servers import at_home, free_port, running
 from vae import VAE, VAEConfig, save
@@ -385,7 +385,9 @@ def address(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def ask(address: str, body: Any) -> tuple[int, str]:
-    data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+    data = body.encode() if isinstance(body, str) else body
+    if isinstance(body, dict):
+        data = json.dumps(body).encode()
     request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=120) as answer:
@@ -455,4 +457,23 @@ def test_bad_requests_get_a_400_and_the_server_lives_on(address: str, x: np.ndar
     for body in ("{", "[1]", '{"inputs": [[1], [1, 2]]}', '{"inputs": "text"}', '{"inputs": []}'):
         assert ask(address, body)[0] == 400, body
     assert ask(address, {"inputs": x[:1].tolist(), "params": [1]})[0] == 400
+    status, text = ask(address, "[" * 200_000)
+    assert (status, "found lists in lists" in text) == (400, True)
     assert ask(address, {"inputs": x[:1].tolist()})[0] == 200
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_body_beyond_the_bound_gets_a_400_and_the_server_lives_on(
+    address: str, x: np.ndarray
+) -> None:
+    body = json.dumps({"inputs": x[:1].tolist()}).encode()
+    assert ask(address, body.ljust(MOST_BYTES))[0] == 200
+    sentence = f"expected a body of at most {MOST_BYTES:,} bytes; found {MOST_BYTES + 1:,}"
+    for told in (body.ljust(MOST_BYTES + 1), (body, b" " * (MOST_BYTES + 1 - len(body)))):
+        status, text = ask(address, told)  # the second in chunks, of no length known beforehand
+        assert (status, json.loads(text)["message"]) == (400, sentence)
+    with ThreadPoolExecutor(4) as pool:
+        statuses = list(pool.map(lambda n: ask(address, b"1" * n * MOST_BYTES)[0], [3, 4, 5, 6]))
+    assert statuses == [400] * 4
+    assert ask(address, body)[0] == 200
