@@ -27,6 +27,7 @@ from tests.pipeline.servers import free_port
 from vae.checkpoint import load
 
 NAME = "tightbound-blobs-grey8"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def registry(params: Any, name: str = NAME) -> Registry:
@@ -249,6 +250,53 @@ def test_promotion_and_rollback_by_hand_outlast_the_gate(project: Path) -> None:
         found.promote(7)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_make_promote_and_make_rollback_move_the_alias_on_the_record(project: Path) -> None:
+    params = builders.params()
+    shutil.copy(ROOT / "params.yaml", project)
+    paths = builders.pipeline_outputs(project, name="train-poor", start_at_mean=False)
+    register(params, paths)
+    another_model(project, "train-good")
+    builders.write_json(project / "reports" / "register.json", register(params, paths))
+
+    def make(*words: str) -> tuple[int, str]:
+        installed = ["-o", ".venv/.installed"]  # this very environment
+        done = subprocess.run(
+            ["make", "-f", str(ROOT / "Makefile"), *installed, *words],
+            cwd=project,
+            env=os.environ
+            | {
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                "PYTHONPATH": str(ROOT),
+            },
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    found = registry(params)
+    assert make("rollback") == (0, f"champion   of {NAME} is version 1 again\n")
+    assert found.alias("champion") == 1
+    code, told = make("rollback")
+    assert (code, f"error: {NAME} has no earlier champion to go back to" in told) == (2, True)
+    assert make("promote", "VERSION=2") == (0, f"champion   of {NAME} is version 2, by hand\n")
+    assert found.alias("champion") == 2
+    for words, sentence in (
+        (["VERSION=7"], f"error: {NAME} has no version 7; there are: 1, 2"),
+        (["VERSION=best"], "invalid int value: 'best'"),
+        ([], "which one? make promote VERSION=3"),
+    ):
+        code, told = make("promote", *words)
+        assert (code, sentence in told, "Traceback" in told) == (2, True, False), told
+    record = [(entry["version"], entry["by"]) for entry in found.history()]
+    assert record[1][1].startswith("+")  # the gate's own reason
+    assert [record[0][0], *record[2:]] == [1, (1, "rollback"), (2, "promoted by hand")]
+    tags = {version.number: version.tags for version in found.versions()}
+    assert tags[1][TAKEN_BACK_TAG].startswith("replaced by version 2 by hand on ")
+    assert TAKEN_BACK_TAG not in tags[2]
+
+
 def test_lost_files_of_a_version_come_back(project: Path) -> None:
     params = builders.params()
     paths = builders.pipeline_outputs(project)
@@ -286,8 +334,7 @@ def test_ensure_repairs_a_deleted_database_and_a_changed_address(
     project: Path, server: str
 ) -> None:
     """Through the command line, in processes of its own, as `make run` calls it."""
-    root = Path(__file__).resolve().parents[2]
-    shutil.copy(root / "params.yaml", project / "params.yaml")
+    shutil.copy(ROOT / "params.yaml", project / "params.yaml")
     (project / "dvc.lock").write_text("locked: true\n")
     paths = builders.pipeline_outputs(project)
     out = project / "register.json"
@@ -298,7 +345,7 @@ def test_ensure_repairs_a_deleted_database_and_a_changed_address(
         command = [sys.executable, "-m", "pipeline.register"]
         done = subprocess.run(
             [*command, *arguments, *more],
-            env=os.environ | {"PYTHONPATH": str(root), **environment},
+            env=os.environ | {"PYTHONPATH": str(ROOT), **environment},
             capture_output=True,
             text=True,
         )
