@@ -122,13 +122,18 @@ class Store:
             artifacts = (database.parent / "mlartifacts").as_uri()
         with self.failures(), _opening(address):
             self.client = mlflow.MlflowClient(tracking_uri=address, registry_uri=address)
-            found = self.client.get_experiment_by_name(experiment)
-            if found is None:
-                self.experiment_id = self.client.create_experiment(experiment, artifacts)
-            else:
-                self.experiment_id = found.experiment_id
-                if found.lifecycle_stage == "deleted":
-                    self.client.restore_experiment(found.experiment_id)
+            self.experiment_id = self._experiment(experiment, artifacts)
+
+    def _experiment(self, name: str, artifacts: str | None) -> str:
+        """The id of the experiment, created if there is none, restored if it was deleted."""
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            with another_may_be_faster():
+                return self.client.create_experiment(name, artifacts)
+            found = self.client.get_experiment_by_name(name)
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return found.experiment_id
 
     @contextmanager
     def failures(self) -> Iterator[None]:
@@ -320,7 +325,7 @@ def known_runs() -> dict[str, dict[str, str]]:
 
 def remember_run(address: str, key: str, run_id: str) -> None:
     """Note a run's id; safe beside other processes that do the same."""
-    with _one_at_a_time():
+    with _one_at_a_time(runs_file().with_suffix(".lock")):
         runs = known_runs()
         runs.setdefault(address, {})[key] = run_id
         with whole_file(runs_file()) as fresh:
@@ -344,9 +349,18 @@ def is_finite(value: Any) -> bool:
 
 
 @contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Hold the store's lock: a fresh sqlite database breaks when two processes migrate it."""
-    path = runs_file().with_suffix(".lock")
+def another_may_be_faster() -> Iterator[None]:
+    """Let it pass that what the block creates is there by now: another pipeline made it."""
+    try:
+        yield
+    except import_mlflow().exceptions.MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` alone, whoever else waits for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -355,11 +369,14 @@ def _one_at_a_time() -> Iterator[None]:
 
 @contextmanager
 def _opening(address: str) -> Iterator[None]:
-    """Open a database alone, and without SQLAlchemy's warnings about MLflow's own code."""
+    """Open a database alone, and without SQLAlchemy's warnings about MLflow's own code.
+
+    A fresh sqlite database breaks when two processes, maybe of two projects, migrate it at once.
+    """
     if not address.startswith(SQLITE):
         yield
         return
-    with _one_at_a_time(), warnings.catch_warnings():
+    with _one_at_a_time(Path(f"{address.removeprefix(SQLITE)}.lock")), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 

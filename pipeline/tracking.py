@@ -82,13 +82,7 @@ def mirror_evaluation(params: Params, evaluate: Path, train: Path) -> str | None
 
 def mirror_report(params: Params, page: Path, train: Path) -> str | None:
     """The model's run gets the report page, which MLflow shows."""
-
-    def send(store: Store) -> str:
-        run = model_run(store, train)
-        store.log_files(run, {page.name: page})
-        return run
-
-    return _safely(params, send)
+    return _safely(params, lambda store: send_report(store, page, train))
 
 
 def open_store(params: Params) -> Store:
@@ -198,6 +192,13 @@ def send_evaluation(store: Store, evaluate: Path, train: Path) -> str:
     return run
 
 
+def send_report(store: Store, page: Path, train: Path) -> str:
+    """As `mirror_report`, to an open store; raises Unreachable."""
+    run = model_run(store, train)
+    store.log_files(run, {page.name: page})
+    return run
+
+
 def model_run(store: Store, train: Path) -> str:
     """The id of the run of the model that `train` describes; created where there is none."""
     facts = read_json(train / "run.json")
@@ -275,7 +276,9 @@ def live_run(params: Params, facts: Mapping[str, Any]) -> Iterator[LiveRun]:
         run.close(LIVE_WAIT_SECONDS)
 
 
-def sync(params: Params, *, sweep: Path, model: Path, train: Path, evaluate: Path) -> list[str]:
+def sync(
+    params: Params, *, sweep: Path, model: Path, train: Path, evaluate: Path, report: Path
+) -> list[str]:
     """Bring the store up to date with all outputs that are there; returns what was looked at.
 
     Raises UserError if the store doesn't answer.
@@ -292,6 +295,9 @@ def sync(params: Params, *, sweep: Path, model: Path, train: Path, evaluate: Pat
         if (evaluate / "metrics.json").is_file() and (train / "run.json").is_file():
             send_evaluation(store, evaluate, train)
             done.append("evaluation")
+        if report.is_file() and (train / "run.json").is_file():
+            send_report(store, report, train)
+            done.append("report")
     except Unreachable as error:
         raise UserError(unreachable_message(store.address, error)) from error
     return done
@@ -367,12 +373,18 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("models/vae"))
     parser.add_argument("--train", type=Path, default=Path("reports/train"))
     parser.add_argument("--evaluate", type=Path, default=Path("reports/evaluate"))
+    parser.add_argument("--report", type=Path, default=Path("reports/report.html"))
     paths = parser.parse_args()
     from pipeline.params import load_params
 
     params = load_params()
     done = sync(
-        params, sweep=paths.sweep, model=paths.model, train=paths.train, evaluate=paths.evaluate
+        params,
+        sweep=paths.sweep,
+        model=paths.model,
+        train=paths.train,
+        evaluate=paths.evaluate,
+        report=paths.report,
     )
     where = store_address(params.tracking.uri)
     say(f"sync       {', '.join(done) or 'nothing'} mirrored in {where}")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.pipeline.servers import at_home, free_port, running
+from tests.pipeline.servers import at_home, free_port, mlflow_command, running
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> It
     shutil.copy(empty_database, folder / "m.db")
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/m.db", "--workers", "1"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    with running(command, folder, port):
+    with running(mlflow_command(folder, port), folder, port):
         yield address
 
 

@@ -17,6 +17,13 @@ import pytest
 PATIENCE_SECONDS = 240
 
 
+def mlflow_command(folder: Path, port: int) -> list[str]:
+    """A tracking server with its database and artifacts in `folder`."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/m.db", "--workers", "1"]
+    return [*command, "--artifacts-destination", str(folder / "artifacts")]
+
+
 def free_port() -> int:
     """A TCP port on which nothing listens."""
     with socket.socket() as listener:
@@ -25,7 +32,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: list[str], folder: Path, port: int) -> Iterator[None]:
+def running(command: list[str], folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server while the block runs, from the moment that it listens on `port`."""
     paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
     environment = os.environ | {"PATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
@@ -36,10 +43,10 @@ def running(command: list[str], folder: Path, port: int) -> Iterator[None]:
         )
     try:
         wait_for(port, process, log_file)
-        yield
+        yield process
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        process.wait(PATIENCE_SECONDS)
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

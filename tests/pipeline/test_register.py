@@ -330,6 +330,53 @@ def test_a_registry_that_is_down_is_said_in_a_sentence(project: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["a new database", "server"])
+def test_two_pipelines_register_at_once(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Two projects with the same data, one store: both models are versions, one is champion."""
+    shared = f"sqlite:///{tmp_path}/shared/mlflow.db"
+    address = request.getfixturevalue("server") if kind == "server" else shared
+    started = [
+        start_register(builders.pipeline_outputs(tmp_path / name, name=name, seed=seed), address)
+        for seed, name in enumerate(("one", "two"))
+    ]
+    for process in started:
+        said = process.communicate(timeout=800)[0]
+        assert process.returncode == 0, said
+        assert "Traceback" not in said
+        assert "warning" not in said
+    found = registry(builders.params(uri=address))
+    hashes = {
+        hashlib.sha256((tmp_path / name / "model/weights.safetensors").read_bytes()).hexdigest()
+        for name in ("one", "two")
+    }
+    versions = found.versions()
+    assert sorted(version.number for version in versions) == [1, 2]
+    assert {version.tags["weights_hash"] for version in versions} == hashes
+    assert found.alias("champion") in (1, 2)
+    for version in versions:
+        history = found.client.get_metric_history(version.run_id, "valid/elbo")
+        assert len(history) == builders.EPOCHS
+
+
+def start_register(paths: Paths, address: str) -> subprocess.Popen[str]:
+    """The register stage at work in the folder that holds `paths`."""
+    folder = paths.model.parent
+    shutil.copy(ROOT / "params.yaml", folder)
+    arguments = [f"--{name}={path}" for name, path in vars(paths).items()]
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.register", *arguments, f"--register={folder}/out.json"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_ensure_repairs_a_deleted_database_and_a_changed_address(
     project: Path, server: str
 ) -> None:

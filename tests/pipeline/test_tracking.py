@@ -43,6 +43,11 @@ def open_store(params: Any) -> Store:
     return Store(store_address(params.tracking.uri), params.tracking.experiment)
 
 
+def known_run(name: str) -> str:
+    """The id of a run of the local store, by its name in run.json."""
+    return known_runs()[store_address(None)][name]
+
+
 def contents(store: Store) -> dict[str, Any]:
     """All that the store holds: run id -> params, tags, every point, artifacts."""
     found = {}
@@ -227,7 +232,7 @@ def test_a_store_that_is_down_costs_one_warning(capsys: pytest.CaptureFixture[st
     assert len(warnings) == 1
     assert "was not reached (connection refused)" in warnings[0]
     assert "`make sync` sends them later" in warnings[0]
-    paths = {name: Path(name) for name in ("sweep", "model", "train", "evaluate")}
+    paths = {name: Path(name) for name in ("sweep", "model", "train", "evaluate", "report")}
     with pytest.raises(UserError, match="does not answer"):
         tracking.sync(params, **paths)
 
@@ -241,8 +246,13 @@ def test_an_artifact_folder_that_takes_nothing_costs_one_warning(
     assert len(warnings) == 1
     assert "mlartifacts" in warnings[0]
     (project / "mlartifacts").unlink()
-    paths = {name: Path(name) for name in ("sweep", "model", "train", "evaluate")}
-    assert tracking.sync(builders.params(), **paths) == ["sweep", "training", "evaluation"]
+    paths = {name: Path(name) for name in ("sweep", "model", "train", "evaluate", "report")}
+    Path("report").write_text("the page")
+    parts = ["sweep", "training", "evaluation", "report"]
+    assert tracking.sync(builders.params(), **paths) == parts
+    store = open_store(builders.params())
+    (page,) = [e for e in store.client.list_artifacts(known_run("train-0001")) if not e.is_dir]
+    assert (page.path, page.file_size) == ("report", 8)
 
 
 def test_a_store_that_hangs_delays_nothing(
