@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 INK, MUTED, GRID, PAPER = "#20262e", "#68727f", "#e3e7ec", "#ffffff"
 BLUE, ORANGE, GREEN, RED = "#2f6f9f", "#d9772b", "#4c8c57", "#c0453f"
@@ -59,6 +61,9 @@ STYLE: dict[str, Any] = {
 MINUS = "\N{MINUS SIGN}"
 styled = matplotlib.rc_context(STYLE)  # pyright: ignore[reportArgumentType]
 PNG_DPI = 200
+TIP = "tip:"  # begins the id of what a page explains under the pointer
+MOST_STRIPS = 200
+ABOVE_ALL = 20  # in matplotlib's order of drawing
 PANEL = (4.7, 3.1)  # inches; readable both in a phone's column and in half a desktop page
 SMALL_PANEL = (3.7, 2.8)  # the same in a third of it
 
@@ -82,7 +87,8 @@ def to_svg(figure: Figure, name: str) -> str:
     """Return the figure as an `<svg>` element to stand in a page.
 
     Neutral colours are CSS variables (--ink, --muted, --grid, --paper) with the light values as
-    default; ids start with `name`, so that several figures can share a page.
+    default; ids start with `name`, so that several figures can share a page. What `hover_strips`
+    and `hover_point` marked has its words as attribute data-tip.
     """
     style: Any = {**STYLE, "svg.hashsalt": name}
     with matplotlib.rc_context(style):
@@ -93,12 +99,35 @@ def to_svg(figure: Figure, name: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = re.sub(rf'<g id="{TIP}([^"]+)">', r'<g data-tip="\1">', svg)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
     for colour, variable in PAGE_COLOURS.items():
         svg = svg.replace(colour, f"var({variable}, {colour})")
     return svg.strip()
+
+
+def hover_strips(ax: Axes, edges: Sequence[float], words: Sequence[str]) -> None:
+    """Give the strips between `edges` words that a page shows under the pointer; draws nothing.
+
+    Of more strips than a pointer can tell apart, every nth is marked, n strips wide.
+    """
+    step = -(-len(words) // MOST_STRIPS)
+    for start in range(0, len(words), step):
+        left, right = edges[start], edges[min(start + step, len(words))]
+        ax.add_artist(
+            Rectangle(
+                (left, 0), right - left, 1, transform=ax.get_xaxis_transform(),
+                facecolor="none", edgecolor="none", gid=TIP + words[start], zorder=ABOVE_ALL,
+            )
+        )  # fmt: skip
+
+
+def hover_point(ax: Axes, x: float, y: float, words: str) -> None:
+    """Give a point words that a page shows under the pointer; draws nothing."""
+    clear: Any = {"facecolors": "none", "edgecolors": "none"}
+    ax.scatter([x], [y], s=180, gid=TIP + words, zorder=ABOVE_ALL, **clear)
 
 
 def note(ax: Axes, words: str) -> Figure:

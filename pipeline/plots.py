@@ -6,6 +6,7 @@ Every function returns a matplotlib `Figure`. Shapes: N examples. All in nats un
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ from pipeline.figures import (
     RED,
     SMALL_PANEL,
     first_number,
+    hover_point,
+    hover_strips,
     new_figure,
     note,
     save,
@@ -76,6 +79,9 @@ def sweep_figure(table: pd.DataFrame, unit: str | None = None) -> Figure:
             places, scores, yerr=errors, marker="o", markersize=4.5, capsize=2.5, elinewidth=1.0,
             color=CATEGORIES[index % len(CATEGORIES)], label=name,
         )  # fmt: skip
+        for place, point in zip(places, line, strict=True):
+            words = f"{name}, {point.latent_dim} latent dimensions\n"
+            hover_point(ax, place, point.score, words + point.words(unit))
         if best.likelihood == name:
             _mark_best(ax, sizes.index(best.latent_dim) + shift, best.score, unit)
     ax.set_xticks(range(len(sizes)), sizes)
@@ -100,6 +106,11 @@ class _SweepPoint(NamedTuple):
     likelihood: str
     score: float
     error: float
+
+    def words(self, unit: str) -> str:
+        """The score and its standard error."""
+        digits = 4 if unit == "bits/dim" else 2
+        return f"{self.score:.{digits}f} ± {self.error:.{digits}f} {unit}"
 
 
 def _sweep_points(table: pd.DataFrame, unit: str) -> list[_SweepPoint]:
@@ -174,6 +185,13 @@ def _curve(ax: Axes, history: pd.DataFrame, column: str, title: str) -> None:
     ax.set_ylabel("nats per example")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="best")
+    words = [
+        f"epoch {epoch}\ntraining {_signed(train)}\nvalidation {_signed(valid)}"
+        for epoch, train, valid in zip(
+            epochs, history[f"train_{column}"], history[f"valid_{column}"], strict=True
+        )
+    ]
+    hover_strips(ax, [*(epochs - 0.5), epochs[-1] + 0.5], words)
 
 
 # --- evidence ------------------------------------------------------------------------------------
@@ -197,9 +215,12 @@ def draw_log_px(ax: Axes, log_px: np.ndarray, baseline: np.ndarray | None) -> No
         outside = int(((baseline < low) | (baseline > high)).sum())
         note = f" ({outside} beyond the axis)" if outside else ""
     edges = np.linspace(low, high if high > low else low + 1.0, 41).tolist()
+    counted = {"model": log_px}
     if baseline is not None:
+        counted["baseline"] = baseline
         ax.hist(baseline, bins=edges, color=MUTED, alpha=0.45, label=f"baseline{note}")
     ax.hist(log_px, bins=edges, color=BLUE, alpha=0.85, label="model")
+    _hover_bins(ax, edges, counted, "nats")
     ax.axvline(float(log_px.mean()), color=ORANGE, lw=1.4, label="model's mean")
     ax.set_xlabel("log p(x), nats")
     ax.set_ylabel("test examples")
@@ -224,6 +245,8 @@ def ladder_figure(ladder: Mapping[str, float], elbo: float) -> Figure:
     ax.set_xticks(samples, [f"{k:,}" for k in samples])
     ax.minorticks_off()
     ax.margins(x=0.12, y=0.28)
+    for k, value in zip(samples, values, strict=True):
+        hover_point(ax, k, value, f"K = {k:,}\n{_signed(value)} nats\nELBO {value - elbo:+.2f}")
     ax.annotate(
         f"{_signed(values[-1])}\n(ELBO {values[-1] - elbo:+.2f})", (samples[-1], values[-1]),
         (4, 6), textcoords="offset points", ha="right", va="bottom", fontsize=8, fontweight="bold",
@@ -241,6 +264,7 @@ def ess_figure(ess: np.ndarray, num_samples: int) -> Figure:
     ess = np.clip(ess[np.isfinite(ess)], 1.0, None)
     edges = np.geomspace(1.0, max(num_samples, 2), 41).tolist()
     ax.hist(ess, bins=edges, color=BLUE, alpha=0.85)
+    _hover_bins(ax, edges, {"": ess}, "effective samples")
     if len(ess):
         ax.axvline(np.median(ess), color=ORANGE, lw=1.4, label=f"median {np.median(ess):.0f}")
         ax.legend(loc="best")
@@ -262,6 +286,7 @@ def khat_figure(khat: np.ndarray) -> Figure:
     edges = np.linspace(min(khat.min(), 0.0), max(khat.max(), KHAT_LIMIT + 0.1), 41).tolist()
     ax.hist(khat[khat <= KHAT_LIMIT], bins=edges, color=BLUE, alpha=0.85)
     ax.hist(khat[khat > KHAT_LIMIT], bins=edges, color=RED, alpha=0.85)
+    _hover_bins(ax, edges, {"": khat}, "khat", digits=2)
     words = f"limit {KHAT_LIMIT}: {np.mean(khat > KHAT_LIMIT):.1%} above"
     ax.axvline(KHAT_LIMIT, color=RED, lw=1.2, ls=(0, (4, 3)), label=words)
     ax.margins(y=0.2)
@@ -270,6 +295,23 @@ def khat_figure(khat: np.ndarray) -> Figure:
     ax.grid(axis="x", visible=False)
     ax.legend(loc="upper right")
     return figure
+
+
+def _hover_bins(
+    ax: Axes, edges: list[float], counted: Mapping[str, np.ndarray], unit: str, digits: int = 0
+) -> None:
+    """Each bin of a histogram says its limits and its counts."""
+    words = [
+        f"{low:.{digits}f} to {high:.{digits}f} {unit}".replace("-", MINUS)
+        for low, high in pairwise(edges)
+    ]
+    for name, values in counted.items():
+        found, _ = np.histogram(values, edges)
+        words = [
+            f"{line}\n{name}{': ' if name else ''}{count:,} examples"
+            for line, count in zip(words, found, strict=True)
+        ]
+    hover_strips(ax, edges, words)
 
 
 def _signed(value: float) -> str:

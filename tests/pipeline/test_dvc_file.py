@@ -223,6 +223,7 @@ def test_a_changed_knob_reruns_the_stages_that_read_it(
         ("vae/training.py", {"sweep", "train"}),
         ("vae/evidence.py", {"selfcheck", "sweep", "evaluate"}),
         ("vae/diagnostics.py", {"evaluate"}),
+        ("pipeline/report_hover.js", {"report"}),
         ("pipeline/report_template.html", {"report"}),
     ],
 )

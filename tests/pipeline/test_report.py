@@ -1,5 +1,7 @@
 """The page says what the files say, asks the network for nothing, and opens in a browser."""
 
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -216,10 +218,25 @@ def test_nothing_comes_from_the_network(outputs):
     page = Page(html)
     assert page.resources
     assert all(resource.startswith(("data:", "#")) for resource in page.resources)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1  # the page's own, which its policy names by hash
+    script = html[html.index("<script>") + len("<script>") : html.index("</script>")]
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{allowed}'\"" in html
+    assert "fetch" not in script
     assert "url(http" not in html
     assert "@import" not in html
     assert "default-src 'none'" in html
+
+
+def test_plots_tell_their_values_under_the_pointer(outputs):
+    html = render(load(outputs))
+    told = re.findall(r'data-tip="([^"]+)"', html)
+    assert "discretized_logistic, 2 latent dimensions\n2.0200 ± 0.0100 bits/dim" in told
+    assert f"epoch 4\ntraining {MINUS}95.00\nvalidation {MINUS}97.00" in told
+    assert f"K = 10\n{MINUS}98.50 nats\nELBO +1.50" in told
+    both = [re.search(r"nats\nmodel: (\d+) ex.*\nbaseline: (\d+)", words) for words in told]
+    counts = [tuple(map(int, found.groups())) for found in both if found]
+    assert [sum(column) for column in zip(*counts, strict=True)] == [40, 40]
 
 
 def test_ids_are_unique_and_references_resolve(outputs):
@@ -258,6 +275,19 @@ onload = () => {{
   const wide = [...root.querySelectorAll("main *")].filter(
     e => !e.closest("svg") && e.getBoundingClientRect().right >
       Math.min(root.clientWidth, e.closest(".card")?.getBoundingClientRect().right ?? 1e9) + 1);
+  const told = new Set(), page = root.ownerDocument;
+  for (const plot of root.querySelectorAll("svg:has([data-tip])")) {{
+    const part = plot.querySelector("[data-tip] > path");
+    part.scrollIntoView({{block: "center", behavior: "instant"}});
+    const {{left, top, width, height}} = part.getBoundingClientRect();
+    const at = {{clientX: left + width / 2, clientY: top + height / 2}};
+    const move = new Event("pointermove", {{bubbles: true}});
+    page.elementFromPoint(at.clientX, at.clientY).dispatchEvent(Object.assign(move, at));
+    const hover = page.getElementById("hover"), box = hover.getBoundingClientRect();
+    if (box.left >= 0 && box.right <= root.clientWidth) told.add(hover.innerText);
+  }}
+  document.body.append(document.createElement("pre"));
+  document.querySelector("pre").textContent = [...told].join("; ");
   document.title = (root.scrollWidth - root.clientWidth) + " px and " + wide.length + " too wide";
 }}</script>"""
 
@@ -280,6 +310,9 @@ def test_a_browser_shows_it_without_errors_or_sideways_scrolling(outputs, tmp_pa
     report(load(outputs), tmp_path / "report.html")
     done = browse(tmp_path, width)
     assert "<title>0 px and 0 too wide</title>" in done.stdout
+    told = done.stdout[done.stdout.index("<pre>") :]
+    for words in ("2 latent dimensions\n2.0200", "epoch 1\n", "K = 1\n", "effective", "khat"):
+        assert words in told
     assert ":CONSOLE" not in done.stderr, done.stderr
 
 
