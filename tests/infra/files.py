@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,19 +45,25 @@ def service(
     """
 
     def filled(text: str) -> str:
-        text = VARIABLE.sub(lambda found: value(found, secrets), text)
         for there, here in (elsewhere or {}).items():
             text = text.replace(there, here)
-        return text
+        return VARIABLE.sub(lambda found: value(found, secrets), text)
 
     found = load("compose.yaml")["services"][name]
     health = found.get("healthcheck", {}).get("test", ["CMD"])
     assert health[0] == "CMD"
     return Service(
-        [filled(word) for word in found["command"]],
+        [filled(word) for word in found.get("command", [])],
         {key: filled(text) for key, text in found["environment"].items()},
         [filled(word) for word in health[1:]],
     )
+
+
+def run(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of infra/ with this environment's Python and tools."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path} | variables
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 def value(found: re.Match[str], variables: Mapping[str, str]) -> str:

@@ -32,14 +32,27 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: list[str], folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    command: list[str],
+    folder: Path,
+    port: int,
+    *,
+    user: str | None = None,
+    **variables: str,
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server while the block runs, from the moment that it listens on `port`."""
     paths = [str(Path(sys.executable).parent), os.environ["PATH"]]
-    environment = os.environ | {"PATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"} | variables
     log_file = folder / "log"
     with log_file.open("w") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True
+            command,
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            env=environment,
+            user=user,
+            start_new_session=True,
         )
     try:
         wait_for(port, process, log_file)
