@@ -77,6 +77,9 @@ def import_mlflow() -> Any:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each retry
+        logging.getLogger("mlflow.system_metrics").setLevel(
+            logging.CRITICAL
+        )  # a store that is down
         logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # a venv without pip
     return mlflow
 

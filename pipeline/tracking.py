@@ -61,6 +61,7 @@ TRIAL_METRICS = (
 )
 FAILED_TRIAL = ("diverged", "died")
 LIVE_WAIT_SECONDS = 10.0
+SYSTEM_SECONDS = 5  # unless MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says otherwise
 
 _warned: set[str] = set()  # addresses of stores that failed in this process, said once each
 
@@ -211,7 +212,10 @@ def model_run(store: Store, train: Path) -> str:
 
 
 class LiveRun:
-    """Sends epochs to the model's run while it trains, from a thread; never blocks, never fails."""
+    """Sends epochs, and this machine's load, to the model's run while it trains.
+
+    From a thread; never blocks, never fails.
+    """
 
     def __init__(self, params: Params, facts: Mapping[str, Any]) -> None:
         self._queue: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
@@ -244,8 +248,9 @@ class LiveRun:
             tags = _hash_tags(facts) | {"tightbound.kind": "model"}
             run = store.run(facts["name"], title=title, started=facts["started"], tags=tags)
             store.log(run, params=facts["params"])
-            while (row := self._queue.get()) is not None:
-                store.log(run, points=_epoch_points(row))
+            with _system_metrics(run, self._address):
+                while (row := self._queue.get()) is not None:
+                    store.log(run, points=_epoch_points(row))
         except Unreachable as error:
             self._failure = str(error)
         except Exception as error:  # a fault of the tracker must never reach the training
@@ -259,6 +264,22 @@ class LiveRun:
             _warn(self._address, f"no answer within {wait:g} s")
         elif self._failure is not None:
             _warn(self._address, self._failure)
+
+
+@contextmanager
+def _system_metrics(run: str, address: str) -> Iterator[None]:
+    """MLflow's own `system/…` of this machine: CPU, memory, disk, network, GPU (nvidia-ml-py)."""
+    import_mlflow()
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(
+        run, sampling_interval=SYSTEM_SECONDS, resume_logging=True, tracking_uri=address
+    )
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
 
 
 @contextmanager

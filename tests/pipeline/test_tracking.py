@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +288,35 @@ def test_live_epochs_and_the_mirror_make_one_run_without_duplicates() -> None:
     assert run_id == live
     steps = [m.step for m in store.client.get_metric_history(run_id, "valid/elbo")]
     assert sorted(steps) == [1, 2, 3, 4, 5]
+
+
+def test_a_run_shows_the_load_of_the_machine_while_it_trains(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    params = builders.params()
+    name = "system/system_memory_usage_percentage"
+
+    def train(until: int) -> list[int]:
+        """Steps of the machine's memory, once the run has shown at least `until` of them."""
+        with tracking.live_run(params, builders.run_facts("train-0001")) as run:
+            store = open_store(params)
+            run.log_epoch(builders.epoch_row(1))
+            deadline = time.monotonic() + 120
+            steps: list[int] = []
+            while len(steps) < until:
+                assert time.monotonic() < deadline, steps
+                time.sleep(0.1)
+                known = known_runs().get(store.public_address, {}).get("train-0001")
+                if known is not None:
+                    steps = [m.step for m in store.client.get_metric_history(known, name)]
+        return steps
+
+    first = train(until=2)
+    again = train(until=len(first) + 2)  # resumed after an interruption
+    assert sorted(set(again)) == list(range(len(again)))
+    assert capsys.readouterr().err == ""
+    assert not [t for t in threading.enumerate() if t.name == "SystemMetricsMonitor"]
 
 
 @pytest.mark.slow
