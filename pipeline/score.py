@@ -118,7 +118,7 @@ def _finished(parts: Path, plan: str) -> dict[str, int]:
 
 def _work(model: PackedModel, source: Input, task: Task, parts: Path, done: dict[str, int]) -> None:
     """Read, answer and write all chunks that are not done, on all CPUs of the cluster."""
-    with cluster.connect(), steps(task.name, source.rows, "example") as shown:
+    with cluster.connect(), steps(task.name, source.rows, "example", done=None) as shown:
         import ray
         import ray.data
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 VERBOSITY_VARIABLE = "TIGHTBOUND_VERBOSITY"
@@ -57,11 +57,22 @@ def tell_fault(message: str) -> None:
 class Steps:
     """Progress in steps; `to` says how far it is. Made by `steps`."""
 
-    def __init__(self, stage: str, total: int, unit: str, bar: Progress | None, lines: int) -> None:
+    def __init__(
+        self,
+        stage: str,
+        total: int,
+        unit: str,
+        bar: Progress | None,
+        lines: int,
+        done: int | None,
+    ) -> None:
         self.stage, self.total, self.unit, self.lines = stage, total, unit, lines
         self.bar = bar
-        self._task = None if bar is None else bar.add_task(stage, total=total, unit=unit, text="")
-        self._since: tuple[float, int] | None = None
+        self._task = None
+        if bar is not None:
+            fields = {"unit": unit, "text": "", "ends": None}
+            self._task = bar.add_task(stage, total=total, completed=done or 0, **fields)
+        self._since = None if done is None else (time.monotonic(), done)
         self._shown = (time.monotonic(), 0.0)
 
     def to(self, done: int, text: str = "") -> None:
@@ -69,39 +80,45 @@ class Steps:
         now = time.monotonic()
         if self._since is None:
             self._since = (now, done)
+        left = self._left(now, done)
         if self.bar is not None and self._task is not None:
-            self.bar.update(self._task, completed=done, text=text)
+            ends = None if left is None else now + left
+            self.bar.update(self._task, completed=done, text=text, ends=ends)
         if verbosity() == VERBOSE or (self.bar is None and self._is_due(now, done)):
             self._shown = (now, done)
             width = len(f"{self.total:,}")
-            left = "" if done >= self.total else self._left(now, done)
+            words = "" if left is None else f"  {duration(left)} left"
             place = f"{self.unit} {done:>{width},}/{self.total:,}"
-            say(f"{self.stage:<{NAME_WIDTH}}{place}  {text}{left}".rstrip())
+            say(f"{self.stage:<{NAME_WIDTH}}{place}  {text}{words}".rstrip())
 
     def _is_due(self, now: float, done: int) -> bool:
         last, before = self._shown
         tenth = self.total / self.lines
         return done >= self.total or done // tenth > before // tenth or now - last > SILENT_SECONDS
 
-    def _left(self, now: float, done: int) -> str:
+    def _left(self, now: float, done: int) -> float | None:
+        """Seconds, if anything is left and a step tells how long one takes."""
         assert self._since is not None
         start, first = self._since
-        if done <= first or now <= start:
-            return ""
-        return f"  {duration((now - start) / (done - first) * (self.total - done))} left"
+        if done <= first or now <= start or done >= self.total:
+            return None
+        return (now - start) / (done - first) * (self.total - done)
 
 
 @contextmanager
-def steps(stage: str, total: int, unit: str, *, lines: int = LINES) -> Iterator[Steps]:
+def steps(
+    stage: str, total: int, unit: str, *, lines: int = LINES, done: int | None = 0
+) -> Iterator[Steps]:
     """Show progress in `total` steps while the block runs.
 
-    unit: what a step is, such as "epoch". lines: how many a file gets, about.
+    unit: what a step is, such as "epoch". lines: how many a file gets, about. done: steps of an
+    earlier start; None: not known, so that the first step tells where this one began.
     """
     bar = None
     with ExitStack() as stack:
         if sys.stdout.isatty() and verbosity() != QUIET:
             bar = stack.enter_context(_bar())
-        shown = Steps(stage, total, unit, bar, lines)
+        shown = Steps(stage, total, unit, bar, lines, done)
         _shown.append(shown)
         stack.callback(_shown.remove, shown)
         yield shown
@@ -113,12 +130,20 @@ def advance(done: int, text: str = "") -> None:
         _shown[-1].to(done, text)
 
 
+class _TimeLeft(ProgressColumn):
+    """Counts down between the steps, which rich's own column does not."""
+
+    def render(self, task: Task) -> Text:
+        ends = task.fields["ends"]
+        return Text("" if ends is None else f"{duration(max(0, ends - time.monotonic()))} left")
+
+
 def _bar() -> Progress:
     return Progress(
         TextColumn("[bold cyan]{task.description:<10}"),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[unit]} {task.completed:,.0f}/{task.total:,.0f}"),
-        TimeRemainingColumn(compact=True),
+        _TimeLeft(),
         TextColumn("{task.fields[text]}", markup=False),
         console=Console(highlight=False),
         transient=True,

@@ -147,7 +147,7 @@ def run_workers(
             ),
         )
         lines = EpochLines(on_epoch)
-        with steps("train", job.training.epochs, "epoch"), follow(log, lines.show):
+        with steps("train", job.training.epochs, "epoch", done=None), follow(log, lines.show):
             try:
                 result = trainer.fit()
             except SystemExit as stopped:  # Ray Train's answer to Ctrl-C

@@ -134,7 +134,7 @@ def _run(
             callbacks=[TrialLog(setting.space, journal, setting.job.model, before)],
         ),
     )
-    with steps("sweep", total, "trial", lines=total), warnings.catch_warnings():
+    with steps("sweep", total, "trial", lines=total, done=before), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)  # Repeater's
         tuner.fit()
 

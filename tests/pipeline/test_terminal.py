@@ -34,6 +34,22 @@ def test_a_file_gets_about_ten_lines_with_the_time_left(capsys: pytest.CaptureFi
     assert lines[-1] == "train      epoch 200/200  elbo -200"
 
 
+def test_the_time_left_counts_from_the_start_and_not_what_an_earlier_start_did(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 0.0, 60.0, 65.0, 0.0, 50.0, 60.0])
+    monkeypatch.setattr("pipeline.terminal.time.monotonic", lambda: next(clock))
+    with steps("sweep", 12, "trial", lines=12, done=2) as shown:
+        shown.to(3)
+        shown.to(4)  # of two at a time, so shortly after the other
+    with steps("train", 12, "epoch", lines=12, done=None) as shown:
+        shown.to(8)  # resumed: how long eight took is not known
+        shown.to(9)
+    lines = capsys.readouterr().out.splitlines()
+    left = [line.partition("/12")[2].strip() for line in lines]
+    assert left == ["9 min 0 s left", "4 min 20 s left", "", "30 s left"]
+
+
 def test_few_steps_get_a_line_each_and_verbose_all(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
