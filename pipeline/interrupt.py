@@ -24,6 +24,19 @@ GRACE_SECONDS = 6.0
 EXIT_CODE = 128 + signal.SIGINT
 CTRL_C = bytes([signal.SIGINT])
 
+_message = MESSAGE
+
+
+def tell_instead(message: str) -> None:
+    """Words for Ctrl-C from now on, in a process that leaves something at work behind it."""
+    global _message
+    _message = message
+
+
+def message() -> str:
+    """What a person is told at Ctrl-C."""
+    return _message
+
 
 def leave_at_once() -> None:
     """Until `watch` takes over, Ctrl-C leaves with a line, not a traceback: nothing has begun."""
@@ -98,7 +111,7 @@ def _leave(children: list[psutil.Process]) -> None:
             process.kill()
     with suppress(OSError):
         show_cursor = "\x1b[?25h" if os.isatty(1) else ""  # a bar of progress hides it
-        os.write(1, f"{show_cursor}{MESSAGE}\n".encode())
+        os.write(1, f"{show_cursor}{_message}\n".encode())
     os._exit(EXIT_CODE)
 
 

@@ -12,6 +12,7 @@ import base64
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -83,9 +84,12 @@ def in_copy(remote: str) -> int:
         (work / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
         if load_params(work / "params.yaml").scaling.storage is None:
             os.environ.setdefault(STORAGE_VARIABLE, str(Path.home() / ".tightbound" / "ray"))
-        pull = [*DVC, "pull", "--quiet", "--allow-missing", "--remote", remote]
-        subprocess.run(pull, cwd=work, check=False)
-        code = reproduce(work)
+        try:
+            pull = [*DVC, "pull", "--quiet", "--allow-missing", "--remote", remote]
+            subprocess.run(pull, cwd=work, check=False)
+            code = reproduce(work)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
         return send_home(work, remote) or code
 
 
@@ -100,14 +104,15 @@ def reproduce(folder: Path) -> int:
             code = process.wait()
         except KeyboardInterrupt:  # the command got the signal as well, and ends in order
             process.wait()
-            return INTERRUPTED
+            raise
         if code:
             return code
     return 0
 
 
 def send_home(work: Path, remote: str) -> int:
-    """Push all that dvc.lock names, then let the log carry it home."""
+    """Push all that dvc.lock names, then let the log carry it home; cancelling does not stop it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of what is started here, too
     lock = work / "dvc.lock"
     if not lock.is_file():
         return 0
@@ -125,9 +130,13 @@ def main() -> int:
     if fault := environment_fault(Path("requirements.lock")):
         print(f"error: {fault}", file=sys.stderr)
         return 1
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # how a job is cancelled
     # Stages are started as `python`: it must be this one.
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    return in_copy(asked.remote) if asked.remote else in_shared_folder(asked.marker)
+    try:
+        return in_copy(asked.remote) if asked.remote else in_shared_folder(asked.marker)
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

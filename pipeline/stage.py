@@ -44,7 +44,7 @@ def run_stage(main: Callable[[], None]) -> None:
         with interrupt.watch():
             main()
     except KeyboardInterrupt:
-        say(interrupt.MESSAGE)
+        say(interrupt.message())
         sys.exit(interrupt.EXIT_CODE)
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE) == "1":

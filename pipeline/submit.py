@@ -23,6 +23,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from pipeline import interrupt
 from pipeline.job import RESULT, decode_lock
 from pipeline.params import Params, load_params
 from pipeline.stage import UserError, run_stage, say, whole_file
@@ -52,11 +55,11 @@ FORWARDED = (
     "TIGHTBOUND_DEBUG",
     "TIGHTBOUND_VERBOSITY",
 )
-# A cancelled job is interrupted as by Ctrl-C, and has a minute to send home what it finished.
-STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+# A cancelled job is interrupted as by Ctrl-C, and has time to send home what it finished.
+STOPPING_SECONDS = 600
+STOPPING = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOPPING_SECONDS)}
 # What the log holds besides the job's own lines, and the line that carries dvc.lock.
 NOISE = re.compile(rf"^{RESULT}|INFO job_manager\.py|^Running entrypoint for job ")
-STOPPING_SECONDS = 90.0
 POLL_SECONDS = 1.0
 SILENCE_SECONDS = 60.0  # of a cluster that answered before
 LOCK = Path("dvc.lock")
@@ -142,16 +145,13 @@ def warn_of_local_tracking(params: Params) -> None:
 
 def follow(client: JobSubmissionClient, job: str) -> JobDetails:
     """Print the job's log from its beginning until it ends; its details then."""
-    try:
-        asyncio.run(_print_log(client, job))
-        while not (details := _details(client, job)).status.is_terminal():
-            time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
-        say(
-            f"\nsubmit     job {job} goes on without this terminal; `make submit JOB={job}` "
-            f"follows it again and brings its results, `make submit CANCEL={job}` ends it"
-        )
-        sys.exit(130)
+    interrupt.tell_instead(
+        f"submit     job {job} goes on without this terminal; `make submit JOB={job}` "
+        f"follows it again and brings its results, `make submit CANCEL={job}` ends it"
+    )
+    asyncio.run(_print_log(client, job))
+    while not (details := _details(client, job)).status.is_terminal():
+        time.sleep(POLL_SECONDS)
     return details
 
 
@@ -218,7 +218,7 @@ def bring_home(client: JobSubmissionClient, job: str, remote: str, before: str) 
             "the job's results"
         )
     _write(LOCK, content)
-    run_dvc("pull", "--quiet", "--remote", remote)
+    run_dvc("pull", "--remote", remote, *yaml.safe_load(content)["stages"])
     say(f"submit     results of job {job} are here")
     return True
 
@@ -234,10 +234,11 @@ def cancel(client: JobSubmissionClient, job: str) -> JobDetails:
     """End the job, as by Ctrl-C; returns its details when it has ended."""
     if not (details := _details(client, job)).status.is_terminal():
         client.stop_job(job)
-        deadline = time.monotonic() + STOPPING_SECONDS
+        say(f"submit     job {job} is told to end, and sends home what it finished")
+        deadline = time.monotonic() + 1.1 * STOPPING_SECONDS
         while not (details := _details(client, job)).status.is_terminal():
             if time.monotonic() > deadline:
-                raise UserError(f"job {job} was told to end, and has not within a minute")
+                raise UserError(f"job {job} was told to end, and has not in {STOPPING_SECONDS} s")
             time.sleep(POLL_SECONDS)
     return details
 

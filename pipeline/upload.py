@@ -116,7 +116,7 @@ def check_nothing_is_lost(params: Params, tree: Tree) -> None:
 
 def push(remote: str) -> None:
     """Send the remote what it lacks of the data and results that this tree names."""
-    run_dvc("push", "--quiet", "--remote", remote)
+    run_dvc("push", "--remote", remote)
 
 
 def run_dvc(*arguments: str) -> str:

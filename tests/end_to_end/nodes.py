@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,13 +19,13 @@ import pytest
 from tests.end_to_end.conftest import BIN, LONGEST_SECONDS
 from tests.pipeline.servers import free_port, wait_for
 
-GRACE_SECONDS = 20
-
 
 class Node:
-    """One `ray start --block`, with a temporary folder of its own."""
+    """One `ray start --block`, with a temporary folder of its own; before: shell commands."""
 
-    def __init__(self, options: list[str], environment: dict[str, str], num_cpus: int) -> None:
+    def __init__(
+        self, options: list[str], environment: dict[str, str], num_cpus: int, before: str = ""
+    ) -> None:
         # Ray's sockets lie in there, and their paths must be short.
         self.folder = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
         ports = {
@@ -37,7 +39,10 @@ class Node:
         command += [f"--{name}={port}" for name, port in ports.items()]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [*command, *options], stdout=log, stderr=log, env=environment
+                ["bash", "-ec", f"{before}\nexec {shlex.join([*command, *options])}"],
+                stdout=log,
+                stderr=log,
+                env=environment,
             )
 
     def kill(self) -> None:
@@ -48,47 +53,57 @@ class Node:
         self.stop()
 
     def stop(self) -> None:
-        """End the node and all its processes."""
-        try:
-            below = psutil.Process(self.process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            below = []
-        self.process.terminate()
-        try:
-            self.process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        _, left = psutil.wait_procs(below, timeout=GRACE_SECONDS)
-        for process in left:
-            process.kill()
+        """End the node and all its processes, by kill -9: nothing of them is needed again."""
+        node = psutil.Process(self.process.pid)
+        with suppress(psutil.NoSuchProcess):
+            for process in [*node.children(recursive=True), node]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Cluster:
-    """A head and nodes that come and go, behind a token."""
+    """A head and nodes that come and go, behind a token.
 
-    def __init__(self, folder: Path, num_cpus: int) -> None:
+    address: of the cluster; dashboard: of its jobs API, where that is asked for. home: the home
+    folder of its nodes. access: what a client needs; variables: what a driver on a node needs.
+    """
+
+    def __init__(self, folder: Path, num_cpus: int, dashboard: bool = False) -> None:
         folder.mkdir(exist_ok=True)
+        self.home = folder
         token = folder / "token"
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
         access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-        self.environment = os.environ | access | {"PATH": path, "OMP_NUM_THREADS": "1"}
-        self.environment.pop("RAY_ADDRESS", None)
+        self.environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name != "RAY_ADDRESS" and not name.startswith(("AWS_", "MLFLOW_"))
+        }
+        own = {"PATH": path, "OMP_NUM_THREADS": "1", "HOME": str(folder)}
+        self.environment |= access | own
         port = free_port()
         self.address = f"127.0.0.1:{port}"
+        self.access = access
         self.variables = access | {"RAY_ADDRESS": self.address}
-        options = ["--head", f"--port={port}", "--include-dashboard=false"]
-        options += [f"--ray-client-server-port={free_port()}"]
+        options = ["--head", f"--port={port}", f"--ray-client-server-port={free_port()}"]
+        options += [f"--include-dashboard={str(dashboard).lower()}"]
+        jobs_port = free_port()
+        if dashboard:
+            options += [f"--dashboard-port={jobs_port}"]
+            self.dashboard = f"http://127.0.0.1:{jobs_port}"
         self.nodes = [Node(options, self.environment, num_cpus)]
         wait_for(port, self.nodes[0].process, self.nodes[0].log)
+        if dashboard:
+            wait_for(jobs_port, self.nodes[0].process, self.nodes[0].log)
         self.until_nodes(1)
 
-    def add(self, num_cpus: int) -> Node:
-        """A further node; returns at once, see `until_nodes`."""
-        node = Node([f"--address={self.address}"], self.environment, num_cpus)
+    def add(self, num_cpus: int, before: str = "") -> Node:
+        """A further node, after shell commands; returns at once, see `until_nodes`."""
+        node = Node([f"--address={self.address}"], self.environment, num_cpus, before)
         self.nodes.append(node)
         return node
 
