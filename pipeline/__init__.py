@@ -4,3 +4,4 @@ if sys.argv[:1] == ["-m"]:  # `python -m pipeline.…` is on its way, before its
     from pipeline import interrupt
 
     interrupt.leave_at_once()
+    interrupt.leave_with_dvc()

@@ -1,8 +1,12 @@
-"""Ctrl-C: the prompt is back within seconds, and nothing that a stage started outlives it.
+"""Ctrl-C, and the death of DVC: nothing that a stage started outlives either.
 
-The first Ctrl-C interrupts the stage as Python does, so that it can clean up. Whatever it makes of
+With Ctrl-C the prompt is back within seconds.
+
+The first one interrupts the stage as Python does, so that it can clean up. Whatever it makes of
 it, after `GRACE_SECONDS`, or at a second Ctrl-C, all that it started is ended and it leaves.
 Nothing is lost by that: outputs appear whole or not at all, and runs go on from checkpoints.
+
+A killed `dvc repro` would leave its stage at work, and the next one would start beside it.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ import psutil
 MESSAGE = "interrupted; the same command goes on from here"
 GRACE_SECONDS = 6.0
 EXIT_CODE = 128 + signal.SIGINT
+STAGE_VARIABLE = "DVC_STAGE"  # set by DVC for the stages that it runs
+ORPHANED = "dvc has died, so its stage ends too; the same command goes on from here"
+LOOK_SECONDS = 0.2
 CTRL_C = bytes([signal.SIGINT])
 
 _message = MESSAGE
@@ -46,6 +53,20 @@ def leave_at_once() -> None:
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave)
+
+
+def leave_with_dvc() -> None:
+    """From now on end this process, and all that it started, once the DVC that runs it is gone."""
+    if STAGE_VARIABLE not in os.environ:
+        return
+    parent = os.getppid()
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_SECONDS)
+        _leave(_children(), ORPHANED, 1)
+
+    threading.Thread(target=look, name="parent", daemon=True).start()
 
 
 @contextmanager
@@ -105,14 +126,14 @@ def _wait_for_another(reader: int) -> None:
             return
 
 
-def _leave(children: list[psutil.Process]) -> None:
+def _leave(children: list[psutil.Process], said: str | None = None, code: int = EXIT_CODE) -> None:
     for process in children:
         with suppress(psutil.Error):
             process.kill()
     with suppress(OSError):
         show_cursor = "\x1b[?25h" if os.isatty(1) else ""  # a bar of progress hides it
-        os.write(1, f"{show_cursor}{_message}\n".encode())
-    os._exit(EXIT_CODE)
+        os.write(1, f"{show_cursor}{said or _message}\n".encode())
+    os._exit(code)
 
 
 def _children() -> list[psutil.Process]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.end_to_end.terminal import Terminal
@@ -97,3 +99,36 @@ def test_while_a_stage_is_still_being_imported(seconds: float):
     code, _ = terminal.end()
     assert (code, LINE in terminal.shown) in [(130, True), (0, False)]  # or it was faster
     assert "Traceback" not in terminal.shown
+
+
+# What DVC runs, which has a child of its own.
+ORPHAN = """
+import os, subprocess, sys, time
+from pipeline import interrupt
+interrupt.leave_with_dvc()
+child = subprocess.Popen(["sleep", "600"])
+print(os.getpid(), child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("stage", ["train", None])
+def test_the_death_of_dvc_ends_its_stage_and_nothing_else(stage: str | None):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment.pop("DVC_STAGE", None)
+    if stage is not None:
+        environment["DVC_STAGE"] = stage
+    dvc = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", dvc, ORPHAN], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    orphans = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(orphans, timeout=60 if stage else 2)
+    assert set(alive) == (set() if stage else set(orphans))
+    for process in alive:
+        process.kill()
+    said = parent.stdout.read()
+    assert ("dvc has died" in said) == (stage is not None)
