@@ -64,7 +64,7 @@ PNG_DPI = 200
 TIP = "tip:"  # begins the id of what a page explains under the pointer
 MOST_STRIPS = 200
 ABOVE_ALL = 20  # in matplotlib's order of drawing
-PANEL = (4.7, 3.1)  # inches; readable both in a phone's column and in half a desktop page
+PANEL = (4.2, 2.9)  # inches; readable both in a phone's column and in half a desktop page
 SMALL_PANEL = (3.7, 2.8)  # the same in a third of it
 
 

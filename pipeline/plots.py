@@ -58,7 +58,7 @@ def sweep_figure(table: pd.DataFrame, unit: str | None = None) -> Figure:
     Error bars are ± 1 standard error of the mean: over seeds or, with one seed, across examples.
     Lower is better; a ring marks the best.
     """
-    figure, ((ax,),) = new_figure(size=(5.2, 3.6))
+    figure, ((ax,),) = new_figure(size=(4.7, 3.4))
     if unit is None:
         unit = "nats" if table["valid_bits_per_dim"].isna().to_numpy().all() else "bits/dim"
     points = _sweep_points(table, unit)
@@ -94,7 +94,7 @@ def sweep_figure(table: pd.DataFrame, unit: str | None = None) -> Figure:
         ax.yaxis.set_major_formatter(ScalarFormatter())
         ax.yaxis.set_minor_formatter(ScalarFormatter())
     ax.set_xlabel("latent dimension")
-    ax.set_ylabel(f"validation {MINUS}log p(x), {unit} (lower is better)")
+    ax.set_ylabel(f"{MINUS}log p(x), {unit} (lower is better)")
     if failed := sum(status in FAILED for status in table["status"]):
         ax.set_title(f"{failed} of {len(table)} points failed and are not drawn", color=RED)
     figure.legend(loc="outside lower center", ncols=2 if len(names) > 2 else len(names))
@@ -289,11 +289,12 @@ def khat_figure(khat: np.ndarray) -> Figure:
     _hover_bins(ax, edges, {"": khat}, "khat", digits=2)
     words = f"limit {KHAT_LIMIT}: {np.mean(khat > KHAT_LIMIT):.1%} above"
     ax.axvline(KHAT_LIMIT, color=RED, lw=1.2, ls=(0, (4, 3)), label=words)
-    ax.margins(y=0.2)
     ax.set_xlabel("khat, Pareto shape of the importance weights")
     ax.set_ylabel("test examples")
     ax.grid(axis="x", visible=False)
-    ax.legend(loc="upper right")
+    ax.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0
+    )  # above: no line crosses it
     return figure
 
 
