@@ -44,10 +44,12 @@ class EvidenceSettings:
     num_samples: int
     seed: int
     proposal: str = "encoder"
+    target_se: float | None = None
 
     @property
     def name(self) -> str:
         how = f"{self.proposal}-k{self.num_samples}-seed{self.seed}"
+        how += "" if self.target_se is None else f"-se{self.target_se:g}"
         return f"{EVIDENCE}/{self.data_hash[:16]}-{how}.parquet"
 
 
@@ -98,7 +100,9 @@ def _score_champion(
     try:
         model = load(registry.download(champion.number, folder))
         x = torch.tensor(test.x)  # a copy: what Parquet gives is read-only
-        found = score_split(model, x, settings.num_samples, settings.seed, settings.proposal)
+        found = score_split(
+            model, x, settings.num_samples, settings.seed, settings.proposal, settings.target_se
+        )
     except (CheckpointError, ValueError, RuntimeError, Unreachable) as error:
         raise NotComparable(f"it could not be evaluated by this code ({error})") from error
     evidence = dict(zip(test.id.astype(str), found.log_px.tolist(), strict=True))

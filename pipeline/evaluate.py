@@ -44,14 +44,15 @@ QUANTILES = 101
 class SplitEvidence:
     """Evidence for a whole split: float64 arrays (N,); `ladder` is {K: (N,)}.
 
-    log_px, se, ess, khat and ladder are of the proposal, `proposal_elbo` is its own bound; elbo,
-    log_px_z and kl are the encoder's.
+    log_px, se, ess, khat, samples (K) and ladder are of the proposal, `proposal_elbo` is its own
+    bound; elbo, log_px_z and kl are the encoder's.
     """
 
     log_px: np.ndarray
     se: np.ndarray
     ess: np.ndarray
     khat: np.ndarray
+    samples: np.ndarray
     proposal_elbo: np.ndarray
     elbo: np.ndarray
     log_px_z: np.ndarray
@@ -65,6 +66,7 @@ def score_split(
     num_samples: int,
     seed: int,
     proposal: str = "encoder",
+    target_se: float | None = None,
     done: Callable[[int], None] | None = None,
 ) -> SplitEvidence:
     """Importance-sampled log p(x) and the ELBO's terms for every example of a split.
@@ -72,9 +74,10 @@ def score_split(
     Args:
         model: in evaluation mode.
         x: (N, *data_shape), in data units.
-        num_samples: K.
+        num_samples: K; the most with target_se.
         seed: of the importance samples; each example's noise is its own, as in the served model.
         proposal: a name in `vae.proposals`.
+        target_se: as in `vae.evidence.importance_sampling`, nats.
         done: told after each batch how many examples are behind it.
 
     The ELBO's terms are means over min(K, 100) samples of the encoder's posterior; the KL is
@@ -86,12 +89,14 @@ def score_split(
     for part in x.split(max(1, min(1024, BATCH_VALUES // max(1, x[0].numel())))):
         part = part.to(device)
         noise = example_generators(part, seed)
-        found = importance_sampling(model, part, num_samples, generator=noise, proposal=proposal)
+        found = importance_sampling(
+            model, part, num_samples, generator=noise, proposal=proposal, target_se=target_se
+        )
         bound = importance_sampling(model, part, min(num_samples, BOUND_SAMPLES), generator=noise)
         with torch.inference_mode():
             closed = kl_divergence(model.posterior(part), model.prior())
         kl = bound.kl if closed is None else closed
-        row = {name: getattr(found, name) for name in ("log_px", "se", "ess", "khat")}
+        row = {name: getattr(found, name) for name in ("log_px", "se", "ess", "khat", "samples")}
         row["proposal_elbo"] = found.elbo
         rows.append(row | {"log_px_z": bound.log_px_z, "kl": kl, "elbo": bound.log_px_z - kl})
         ladders.append(found.ladder)
@@ -120,6 +125,7 @@ def summarise(
     metrics: dict[str, Any] = {
         "num_examples": len(evidence.log_px),
         "num_samples": max(evidence.ladder),
+        "samples_mean": evidence.samples.mean(),
         "elbo": evidence.elbo.mean(),
         "log_px_z": evidence.log_px_z.mean(),
         "kl": evidence.kl.mean(),
@@ -163,6 +169,7 @@ def per_example(test: Split, evidence: SplitEvidence, baseline: Baseline) -> pd.
             "se": evidence.se,
             "ess": evidence.ess,
             "khat": evidence.khat,
+            "samples": evidence.samples.astype(int),
             "elbo": evidence.elbo,
             "log_px_z": evidence.log_px_z,
             "kl": evidence.kl,
@@ -184,11 +191,12 @@ def evaluate(
     x = {name: torch.from_numpy(np.array(split.x)) for name, split in splits.items()}
     history = _read_history(train / "history.csv")
     K = config.num_importance_samples
+    until = "" if config.target_se is None else f" or an error of {config.target_se:g} nats"
     say(
         f"evaluate   how likely is unseen data? {len(x['test']):,} test and "
-        f"{len(x['valid']):,} validation examples, K = {K:,}, {config.proposal} proposals"
+        f"{len(x['valid']):,} validation examples, K = {K:,}{until}, {config.proposal} proposals"
     )
-    settings = (K, config.seed, config.proposal)
+    settings = (K, config.seed, config.proposal, config.target_se)
     with steps("evaluate", len(x["test"]) + len(x["valid"]), "example") as shown:
         test = score_split(model, x["test"], *settings, done=shown.to)
         before = len(x["test"])
@@ -206,11 +214,12 @@ def evaluate(
     )
     num_values = math.prod(meta.data_shape)
     metrics = summarise(test, baselines, space=meta.space, num_values=num_values)
-    metrics |= {"proposal": config.proposal} | _collapse(model, x["test"])
+    how = {"proposal": config.proposal, "target_se": config.target_se}
+    metrics |= how | _collapse(model, x["test"])
 
     def log_px(changed: Tensor) -> np.ndarray:
         samples = min(K, shifted.MOST_SAMPLES)
-        return score_split(model, changed, samples, config.seed, config.proposal).log_px
+        return score_split(model, changed, samples, *settings[1:]).log_px
 
     metrics["shifted"] = shifted.compare(x["test"], test.log_px, meta.space, config.seed, log_px)
     metrics = _plain(metrics)
@@ -223,7 +232,7 @@ def evaluate(
     )
     with whole_directory(out) as fresh:
         write_json(fresh / "metrics.json", metrics)
-        write_json(fresh / "reference.json", reference(valid) | {"proposal": config.proposal})
+        write_json(fresh / "reference.json", reference(valid) | how)
         table = per_example(splits["test"], test, baselines[0])
         table.to_parquet(fresh / "per_example.parquet", index=False)
         pictures.draw(gallery, test.log_px, fresh)

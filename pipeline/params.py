@@ -223,6 +223,7 @@ class EvaluateParams(Section):
     """`evaluate`: the importance-sampled log p(x) of the test split."""
 
     num_importance_samples: Count
+    target_se: Annotated[float, Gt(0)] | None
     proposal: Literal["encoder", "laplace", "refined"]
     seed: Seed
 

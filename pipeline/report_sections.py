@@ -160,8 +160,14 @@ _PROPOSALS = {
 def evidence_section(inputs: Inputs) -> dict[str, Any]:
     metrics, examples = inputs.metrics, inputs.examples
     samples = metrics["num_samples"]
+    draws = f"K = {samples:,} draws for each example"
+    if metrics.get("target_se"):
+        draws = (
+            f"at most {samples:,} draws for each example, {metrics['samples_mean']:,.0f} in the "
+            f"mean: until its Monte-Carlo error is {metrics['target_se']:g} nats and can be trusted"
+        )
     words = (
-        f"log p(x) is estimated by importance sampling with K = {samples:,} draws for each example "
+        f"log p(x) is estimated by importance sampling with {draws} "
         f"from {_PROPOSALS[metrics.get('proposal', 'encoder')]}; in expectation it is a lower "
         "bound. Two errors, never mixed: that of "
         f"the mean across examples ({text.number(metrics['log_px_se'], 2)} nats) and the "

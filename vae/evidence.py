@@ -12,10 +12,12 @@ Shapes: B examples, K samples, C samples in a chunk, D data values, d latent val
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from vae.annealing import Bounds, annealed_importance_sampling, bidirectional
 from vae.importance_weights import (
@@ -29,6 +31,7 @@ from vae.importance_weights import (
     standard_normal,
 )
 from vae.model import VAE
+from vae.posteriors import CholeskyNormal
 from vae.proposals import make_proposal
 
 __all__ = [
@@ -44,6 +47,11 @@ __all__ = [
 CHUNK_VALUES = {"cpu": 2**18, "cuda": 2**26}
 """Decoder outputs held at a time by default: about a cache on a CPU, a few hundred MB on a GPU."""
 
+FIRST_STOP = 256
+STOP_ESS, STOP_KHAT = 200.0, 0.5
+"""When adaptive sampling may stop, besides the standard error; the first number of samples is a
+multiple of `NOISE_BLOCK`, so that an example's noise is the same as without stops."""
+
 
 def importance_sampling(
     model: VAE,
@@ -53,6 +61,7 @@ def importance_sampling(
     generator: Generators = None,
     chunk_size: int | None = None,
     proposal: str = "encoder",
+    target_se: float | None = None,
 ) -> Evidence:
     """log p(x) with the model's posterior q(z|x) as proposal (Rezende et al. 2014, appendix E).
 
@@ -62,7 +71,7 @@ def importance_sampling(
     Args:
         model: a VAE; its parameters' dtype and device decide.
         x: (B, *data_shape), in data units and any numeric dtype.
-        num_samples: K, exactly the number of weights for each example.
+        num_samples: K, exactly the number of weights for each example; with target_se the most.
         generator: source of the noise, torch's default one if None; or one for each example, so
             that its estimate does not depend on the others in the batch. The same generator state
             gives the same noise whatever the chunk size.
@@ -70,27 +79,88 @@ def importance_sampling(
             decoder's outputs within a fixed memory.
         proposal: encoder (q as it is), or laplace or refined: a Gaussian fitted to each example's
             posterior first (`vae.proposals`). `elbo` and `log_px_z` are then the proposal's.
+        target_se: stop sampling an example at 256, 512, 1024, … samples once its standard error
+            (nats) is at most that, with an effective sample size of at least 200 and khat below
+            0.5, so that the standard error means something. An example with a heavy tail goes on:
+            its estimate is too low until a large weight comes, and looks precise meanwhile.
 
     Raises:
-        ValueError: num_samples or chunk_size below 1, or an unknown proposal.
+        ValueError: num_samples or chunk_size below 1, target_se not above 0, or an unknown
+            proposal.
     """
+    if target_se is not None and not target_se > 0:
+        raise ValueError(f"target_se must be above 0; found {target_se}")
     like = next(model.parameters())
     x = _on(x, like)
     q = make_proposal(proposal, model, x)
     with torch.inference_mode():
-        p = model.prior()
-        shape = (*q.batch_shape, *q.event_shape)
+        source = _Source(model, model.prior(), x, q, generator)
+        stream = _new_stream(model, num_samples, x)
+        places = torch.arange(len(x), device=like.device)
+        parts: list[tuple[Tensor, Evidence]] = []
+        for stop in _stops(num_samples, target_se):
+            for noise in noise_blocks(
+                source.noise, stop - stream.seen, _chunk_size(source.x, chunk_size)
+            ):
+                stream.add(*source.weigh(noise))
+            evidence = stream.evidence()
+            done = torch.ones_like(places, dtype=torch.bool)
+            if stop < num_samples and target_se is not None:
+                done = _is_precise(evidence, target_se)
+            parts.append((places[done], evidence.map(lambda value, done=done: value[done])))
+            if done.all():
+                break
+            stream.keep(~done)
+            places, source = places[~done], source.only(~done)
+    return Evidence.join(parts)
 
-        def draw(count: int) -> Tensor:
-            return standard_normal((count, *shape), like=like, generator=generator)
 
-        def weigh(eps: Tensor) -> tuple[Tensor, Tensor]:
-            z, log_q = draw_with_log_prob(q, eps)
-            log_px_z = model.likelihood(z).log_prob(x)
-            return log_px_z + p.log_prob(z) - log_q, log_px_z
+@dataclass(frozen=True)
+class _Source:
+    """Where the weights of examples x (B, *data_shape) come from: noise, and the proposal q."""
 
-        evidence = _stream(model, x, num_samples, draw, weigh, chunk_size)
-    return _ordinary(evidence)
+    model: VAE
+    p: Distribution
+    x: Tensor
+    q: Distribution
+    generator: Generators
+
+    def noise(self, count: int) -> Tensor:
+        shape = (count, *self.q.batch_shape, *self.q.event_shape)
+        like = next(self.model.parameters())
+        return standard_normal(shape, like=like, generator=self.generator)
+
+    def weigh(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """log w and log p(x|z), each (C, B), of noise (C, B, d)."""
+        z, log_q = draw_with_log_prob(self.q, eps)
+        log_px_z = self.model.likelihood(z).log_prob(self.x)
+        return log_px_z + self.p.log_prob(z) - log_q, log_px_z
+
+    def only(self, chosen: Tensor) -> _Source:
+        """The same of some examples. chosen: (B,) bool."""
+        x, q, generator = self.x[chosen], self.q, self.generator
+        # A refined Gaussian is kept; an encoder's posterior is cheaper made again than cut.
+        q = q.take(chosen) if isinstance(q, CholeskyNormal) else self.model.posterior(x)
+        if isinstance(generator, Sequence):
+            generator = [own for own, kept in zip(generator, chosen, strict=True) if kept]
+        return _Source(self.model, self.p, x, q, generator)
+
+
+def _stops(num_samples: int, target_se: float | None) -> list[int]:
+    """The numbers of samples after which an example may be done."""
+    stops = [num_samples]
+    if target_se is not None:
+        stop = FIRST_STOP
+        while stop < num_samples:
+            stops.insert(-1, stop)
+            stop *= 2
+    return stops
+
+
+def _is_precise(evidence: Evidence, target_se: float) -> Tensor:
+    """Whether an example needs no more samples, (B,) bool."""
+    enough = (evidence.ess >= STOP_ESS) & (evidence.khat < STOP_KHAT)
+    return enough & (evidence.se <= target_se)
 
 
 def prior_monte_carlo(
@@ -119,8 +189,10 @@ def prior_monte_carlo(
             log_px_z = model.likelihood(z).log_prob(x)
             return log_px_z, log_px_z
 
-        evidence = _stream(model, x, num_samples, draw, weigh, chunk_size)
-    return _ordinary(evidence)
+        stream = _new_stream(model, num_samples, x)
+        for z in noise_blocks(draw, num_samples, _chunk_size(x, chunk_size)):
+            stream.add(*weigh(z))
+    return stream.evidence().map(torch.clone)
 
 
 def _on(x: Tensor, like: Tensor) -> Tensor:
@@ -128,34 +200,16 @@ def _on(x: Tensor, like: Tensor) -> Tensor:
     return x.to(like.device) if x.is_floating_point() else x.to(like)
 
 
-def _stream(
-    model: VAE,
-    x: Tensor,
-    num_samples: int,
-    draw: Callable[[int], Tensor],
-    weigh: Callable[[Tensor], tuple[Tensor, Tensor]],
-    chunk_size: int | None,
-) -> Evidence:
-    if chunk_size is None:
-        values = max(1, x[:1].numel()) * max(1, x.shape[0])
-        chunk_size = max(1, CHUNK_VALUES.get(x.device.type, CHUNK_VALUES["cpu"]) // values)
-    elif chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1; found {chunk_size}")
+def _new_stream(model: VAE, num_samples: int, x: Tensor) -> WeightStream:
     resolution = torch.finfo(next(model.parameters()).dtype).eps
-    stream = WeightStream(num_samples, x.shape[0], resolution=resolution, device=x.device)
-    for chunk in noise_blocks(draw, num_samples, chunk_size):
-        stream.add(*weigh(chunk))
-    return stream.evidence()
+    return WeightStream(num_samples, len(x), resolution=resolution, device=x.device)
 
 
-def _ordinary(evidence: Evidence) -> Evidence:
-    """The same values as tensors that may be used outside inference mode too."""
-    return Evidence(
-        log_px=evidence.log_px.clone(),
-        se=evidence.se.clone(),
-        ess=evidence.ess.clone(),
-        khat=evidence.khat.clone(),
-        ladder={k: value.clone() for k, value in evidence.ladder.items()},
-        elbo=evidence.elbo.clone(),
-        log_px_z=evidence.log_px_z.clone(),
-    )
+def _chunk_size(x: Tensor, wanted: int | None) -> int:
+    """Samples of each example of x that are decoded at a time."""
+    if wanted is None:
+        values = max(1, x[:1].numel()) * max(1, len(x))
+        return max(1, CHUNK_VALUES.get(x.device.type, CHUNK_VALUES["cpu"]) // values)
+    if wanted < 1:
+        raise ValueError(f"chunk_size must be at least 1; found {wanted}")
+    return wanted

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -43,9 +43,11 @@ class Evidence:
         khat: Pareto shape of the largest min(K/5, 3√K) weights: above 0.7 the estimate is not to
             be trusted; 0 for constant weights; inf where the tail spans more than floats can hold;
             NaN with fewer than 5 such weights (K < 25).
-        ladder: {k: log (1/k) Σ w over the first k weights} for k = 1, 10, 100, … and K.
+        ladder: {k: log (1/k) Σ w over the first k weights, or all if there are fewer} for
+            k = 1, 10, 100, … and K.
         elbo: (1/K) Σ log w, the K-sample estimate of the evidence lower bound.
         log_px_z: (1/K) Σ log p(x|z).
+        samples: K of each example, int64: one number unless sampling was adaptive.
     """
 
     log_px: Tensor
@@ -55,10 +57,11 @@ class Evidence:
     ladder: dict[int, Tensor]
     elbo: Tensor
     log_px_z: Tensor
+    samples: Tensor
 
     @property
     def num_samples(self) -> int:
-        """K."""
+        """K; the largest that was allowed, if sampling was adaptive."""
         return max(self.ladder)
 
     @property
@@ -71,12 +74,31 @@ class Evidence:
         """Whether khat is at most 0.7, (B,); False where khat is NaN (too few samples to tell)."""
         return self.khat <= KHAT_LIMIT
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Evidence:
+        """The same evidence with every tensor changed, such as sliced."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        ladder = {k: change(value) for k, value in values.pop("ladder").items()}
+        return Evidence(ladder=ladder, **{name: change(value) for name, value in values.items()})
+
+    @staticmethod
+    def join(parts: Sequence[tuple[Tensor, Evidence]]) -> Evidence:
+        """One evidence from parts, each with the places of its examples in the whole, (B',)."""
+        order = torch.cat([places for places, _ in parts]).argsort()
+        pieces = [part for _, part in parts]
+        columns = {
+            field.name: torch.cat([getattr(piece, field.name) for piece in pieces])
+            for field in fields(Evidence)
+            if field.name != "ladder"
+        }
+        ladder = {k: torch.cat([piece.ladder[k] for piece in pieces]) for k in pieces[0].ladder}
+        return Evidence(ladder=ladder, **columns).map(lambda value: value[order])
+
 
 class WeightStream:
     """Sums over log weights that arrive in chunks (C, B): O(B √K) memory, in float64.
 
     Args:
-        num_samples: K, the number of weights that will arrive for each example.
+        num_samples: K, the number of weights that will arrive for each example, at most.
         batch_size: B.
         resolution: relative rounding of the arriving log weights; a smaller spread than that
             counts as constant weights.
@@ -127,21 +149,32 @@ class WeightStream:
             self.tail = candidates.topk(kept, dim=0).values
 
     def evidence(self) -> Evidence:
-        """The estimate, once all K weights are in."""
-        K = self.num_samples
-        assert self.seen == K, f"{self.seen} weights of {K}"
+        """The estimate from the weights that are in; K is their number."""
+        K = self.seen
+        assert K > 0, "no weight yet"
         # Where every weight is 0 nothing was found: no effective sample, an infinite error.
         ess = (2 * self.log_sum - self.log_sum_squares).exp().nan_to_num(nan=0.0).clamp_max(K)
         unknown = torch.full_like(ess, math.nan)
+        log_px = self.log_sum - math.log(K)
+        length = tail_length(K)
+        tail = self.tail[: length + 1]
         return Evidence(
-            log_px=self.log_sum - math.log(K),
+            log_px=log_px,
             se=(1 / ess - 1 / K).clamp_min(0).sqrt() if K > 1 else unknown,
             ess=ess,
-            khat=pareto_khat(self.tail, self.resolution) if self.tail_length else unknown,
-            ladder=dict(self.ladder),
+            khat=pareto_khat(tail, self.resolution) if length else unknown,
+            ladder={rung: self.ladder.get(rung, log_px) for rung in self.rungs},
             elbo=self.sum_bound / K,
             log_px_z=self.sum_log_px_z / K,
+            samples=torch.full_like(ess, K, dtype=torch.int64),
         )
+
+    def keep(self, chosen: Tensor) -> None:
+        """Go on with these of the examples only. chosen: (B,) bool."""
+        for name in ("log_sum", "log_sum_squares", "sum_bound", "sum_log_px_z"):
+            setattr(self, name, getattr(self, name)[chosen])
+        self.tail = self.tail[:, chosen]
+        self.ladder = {rung: value[chosen] for rung, value in self.ladder.items()}
 
 
 def ladder_rungs(num_samples: int) -> list[int]:

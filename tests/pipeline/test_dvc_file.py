@@ -190,6 +190,7 @@ def test_nothing_changed_nothing_to_do(committed: Path):
         ("training.learning_rate", (1e-3, 2e-3), {"sweep", "train"}),
         ("scaling.num_workers", (2, 4), set()),
         ("evaluate.num_importance_samples", (1000, 5000), {"evaluate"}),
+        ("evaluate.target_se", (None, 0.1), {"evaluate"}),
         ("evaluate.proposal", ("encoder", "refined"), {"evaluate"}),
         ("register.promote", (None, True), {"register"}),
         ("tracking.experiment", ("tightbound", "other"), set()),

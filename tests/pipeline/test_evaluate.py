@@ -52,8 +52,12 @@ def run(folder: Path, model: VAE, x: np.ndarray, num_samples: int, **settings) -
     return again(folder, num_samples, **settings)
 
 
-def again(folder: Path, num_samples: int, proposal: Proposal = "encoder") -> dict:
-    config = EvaluateParams(num_importance_samples=num_samples, proposal=proposal, seed=0)
+def again(
+    folder: Path, num_samples: int, proposal: Proposal = "encoder", target_se: float | None = None
+) -> dict:
+    config = EvaluateParams(
+        num_importance_samples=num_samples, target_se=target_se, proposal=proposal, seed=0
+    )
     places = (folder / name for name in ("prepared", "model", "train", "evaluate"))
     return evaluate.evaluate(config, *places)
 
@@ -209,6 +213,23 @@ def test_a_better_proposal_changes_the_error_and_nothing_else(grey, tmp_path, pr
     assert reference["proposal"] == proposal
 
 
+def test_a_wanted_error_saves_samples_where_it_can_be_trusted(grey, tmp_path):
+    folder, model, test, _ = grey
+    for name in ("prepared", "model", "train"):
+        (tmp_path / name).symlink_to(folder / name)
+    found = again(tmp_path, 4000, "refined", target_se=0.05)
+    rows = pd.read_parquet(tmp_path / "evaluate" / "per_example.parquet")
+    assert np.all(np.abs(rows["log_px"] - quadrature(model, test)) < 5 * rows["se"] + 1e-3)
+    early = rows[rows["samples"] < 4000]
+    assert len(early) > len(rows) / 2
+    assert np.all(early["se"] <= 0.05)
+    assert found["samples_mean"] == pytest.approx(rows["samples"].to_numpy().mean())
+    assert found["num_samples"] == 4000
+    assert found["ladder"]["4000"] == pytest.approx(found["log_px"])
+    reference = json.loads((tmp_path / "evaluate" / "reference.json").read_text())
+    assert reference["target_se"] == found["target_se"] == 0.05
+
+
 def test_an_encoder_that_ignores_x_is_called_collapsed(grey):
     metrics = grey[3]
     assert metrics["kl"] == pytest.approx(0, abs=1e-6)
@@ -284,7 +305,9 @@ def test_damaged_weights_are_refused(grey, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"dvc repro --force train"):
         evaluate.evaluate(
-            EvaluateParams(num_importance_samples=5, proposal="encoder", seed=0),
+            EvaluateParams(
+                num_importance_samples=5, target_se=None, proposal="encoder", seed=0
+            ),
             folder / "prepared", copy, folder / "train", tmp_path / "out",
         )  # fmt: skip
     assert not (tmp_path / "out").exists()
@@ -293,7 +316,9 @@ def test_damaged_weights_are_refused(grey, tmp_path):
 def test_a_model_of_other_data_is_refused(grey, table, tmp_path):
     with pytest.raises(UserError, match=r"made for continuous data of shape \(5,\).*are grey8"):
         evaluate.evaluate(
-            EvaluateParams(num_importance_samples=5, proposal="encoder", seed=0),
+            EvaluateParams(
+                num_importance_samples=5, target_se=None, proposal="encoder", seed=0
+            ),
             grey[0] / "prepared", table[0] / "model", grey[0] / "train", tmp_path / "out",
         )  # fmt: skip
 
@@ -302,6 +327,7 @@ def evidence_of(values: list[float], khat: list[float]) -> evaluate.SplitEvidenc
     column = np.array(values)
     return evaluate.SplitEvidence(
         log_px=column, se=np.full(len(values), 0.3), ess=column + 200, khat=np.array(khat),
+        samples=np.full(len(values), 100),
         proposal_elbo=column - 0.5, elbo=column - 1,
         log_px_z=column + 2, kl=np.full(len(values), 3.0), ladder={1: column - 1, 100: column},
     )  # fmt: skip

@@ -198,6 +198,7 @@ WRONG_VALUES = [
     ("scaling", "storage", "s3://", "storage: expected a path or s3://bucket/prefix"),
     ("scaling", "storage", "s3://b?endpoint_override=x", "storage: expected a path or s3://"),
     ("evaluate", "num_importance_samples", 0, "evaluate.num_importance_samples"),
+    ("evaluate", "target_se", 0, "evaluate.target_se"),
     ("evaluate", "proposal", "encodr", "did you mean encoder?"),
     ("register", "promote", "maybe", "expected true or false, or null, got 'maybe'"),
     ("tracking", "experiment", "", "tracking.experiment"),
@@ -433,7 +434,7 @@ def test_hierarchical_latent_dim_and_byte_order_mark(tmp_path: Path):
 
 def test_sections_made_in_python_are_checked_too():
     with pytest.raises(ValueError, match="num_importance_samples: expected a whole number at lea"):
-        EvaluateParams(num_importance_samples=0, proposal="encoder", seed=0)
+        EvaluateParams(num_importance_samples=0, target_se=None, proposal="encoder", seed=0)
     with pytest.raises(ValueError, match=r"space: expected .*\nseed: expected"):
         DataParams(
             source="mnist5k",
