@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-import shlex
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,10 +21,14 @@ from tests.pipeline.servers import free_port, wait_for
 
 
 class Node:
-    """One `ray start --block`, with a temporary folder of its own; before: shell commands."""
+    """One `ray start --block`, with a temporary folder of its own, run by `wrapper`."""
 
     def __init__(
-        self, options: list[str], environment: dict[str, str], num_cpus: int, before: str = ""
+        self,
+        options: list[str],
+        environment: dict[str, str],
+        num_cpus: int,
+        wrapper: Sequence[str] = (),
     ) -> None:
         # Ray's sockets lie in there, and their paths must be short.
         self.folder = Path(tempfile.mkdtemp(prefix="tb-", dir="/tmp"))
@@ -39,10 +43,7 @@ class Node:
         command += [f"--{name}={port}" for name, port in ports.items()]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                ["bash", "-ec", f"{before}\nexec {shlex.join([*command, *options])}"],
-                stdout=log,
-                stderr=log,
-                env=environment,
+                [*wrapper, *command, *options], stdout=log, stderr=log, env=environment
             )
 
     def kill(self) -> None:
@@ -101,9 +102,9 @@ class Cluster:
             wait_for(jobs_port, self.nodes[0].process, self.nodes[0].log)
         self.until_nodes(1)
 
-    def add(self, num_cpus: int, before: str = "") -> Node:
-        """A further node, after shell commands; returns at once, see `until_nodes`."""
-        node = Node([f"--address={self.address}"], self.environment, num_cpus, before)
+    def add(self, num_cpus: int, wrapper: Sequence[str] = ()) -> Node:
+        """A further node, run by a command; returns at once, see `until_nodes`."""
+        node = Node([f"--address={self.address}"], self.environment, num_cpus, wrapper)
         self.nodes.append(node)
         return node
 
@@ -115,6 +116,16 @@ class Cluster:
                 logs = "\n".join(node.log.read_text() for node in self.nodes if node.log.exists())
                 pytest.fail(f"{self._alive()} nodes instead of {count}:\n{logs}")
             time.sleep(0.5)
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        """Processes of the nodes that have a title."""
+        found = []
+        for node in self.nodes:
+            for process in psutil.Process(node.process.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    if title in " ".join(process.cmdline()):
+                        found.append(process)
+        return found
 
     def _alive(self) -> int:
         """Nodes that the head counts as alive, by Ray's own command."""

@@ -14,11 +14,10 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from moto.server import ThreadedMotoServer
 
 from tests.end_to_end.conftest import LONGEST_SECONDS, Project, finish
 from tests.end_to_end.nodes import Cluster
-from tests.pipeline.servers import free_port
+from tests.pipeline.servers import free_port, running_s3
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * LONGEST_SECONDS)]
 
@@ -56,16 +55,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[dict[str, str]]:
-    """A server of S3 with a bucket, and the variables by which it is reached."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=free_port(), verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    try:
-        subprocess.run(["curl", "-sf", "-X", "PUT", f"{address}/{BUCKET}"], check=True)
-        yield {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "me"}
-    finally:
-        server.stop()
+    with running_s3(BUCKET) as variables:
+        yield variables
 
 
 class Laptop(Project):

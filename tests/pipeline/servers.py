@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from moto.server import ThreadedMotoServer
 
 PATIENCE_SECONDS = 240
 
@@ -60,6 +63,24 @@ def running(
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(PATIENCE_SECONDS)
+
+
+@contextmanager
+def running_s3(bucket: str) -> Iterator[dict[str, str]]:
+    """An S3 server with one bucket; the variables by which it is reached."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        address = "http://{}:{}".format(*server.get_host_and_port())
+        urllib.request.urlopen(urllib.request.Request(f"{address}/{bucket}", method="PUT")).close()
+        yield {
+            "AWS_ENDPOINT_URL": address,
+            "AWS_ACCESS_KEY_ID": "me",
+            "AWS_SECRET_ACCESS_KEY": "secret-of-s3",
+        }
+    finally:
+        server.stop()
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -1,0 +1,134 @@
+"""Two nodes without a common folder: checkpoints on S3, and a folder that only one node has."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from pyarrow import fs
+
+from tests.end_to_end.conftest import LONGEST_SECONDS, Project, finish
+from tests.end_to_end.nodes import Cluster
+from tests.end_to_end.test_faults import epochs_logged, kill, trials, until
+from tests.end_to_end.test_submit import read_until
+from tests.pipeline.servers import running_s3
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * LONGEST_SECONDS)]
+
+BUCKET = "team"
+EPOCHS = 400
+PINNED = {
+    "model.latent_dim": 2,
+    "model.likelihood": "discretized_logistic",
+    "training.epochs": EPOCHS,
+    "training.patience": None,
+}
+
+
+@pytest.fixture(scope="module")
+def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks different from each node."""
+    return tmp_path_factory.mktemp("own")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, own_folder: Path) -> Iterator[Cluster]:
+    """A head and a node of one CPU each; the node has a mount of its own over `own_folder`."""
+    mounting = 'mount -t tmpfs none "$0" && exec "$@"'
+    wrapper = ["unshare", "--mount", "sh", "-c", mounting, str(own_folder)]
+    if subprocess.run([*wrapper, "true"], capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system")
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"), num_cpus=1)
+    try:
+        cluster.add(num_cpus=1, wrapper=wrapper)
+        cluster.until_nodes(2)
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, str]]:
+    with running_s3(BUCKET) as variables:
+        yield variables
+
+
+@pytest.fixture(scope="module")
+def ready(
+    tmp_path_factory: pytest.TempPathFactory, cluster: Cluster, s3: dict[str, str]
+) -> Project:
+    """A project on a node of the cluster, ready to train; the nodes know nothing of S3."""
+    project = Project.create(tmp_path_factory.mktemp("ready"))
+    for stage in ("prepare", "selfcheck"):
+        project.stage(stage)
+    project.change(PINNED)
+    project.stage("sweep")
+    project.environment |= cluster.variables | s3
+    return project
+
+
+def in_bucket(s3: dict[str, str], pattern: str) -> list[str]:
+    """Names in the bucket that have a part of this name."""
+    endpoint = s3["AWS_ENDPOINT_URL"].removeprefix("http://")
+    filesystem = fs.S3FileSystem(
+        access_key=s3["AWS_ACCESS_KEY_ID"],
+        secret_key=s3["AWS_SECRET_ACCESS_KEY"],
+        endpoint_override=endpoint,
+        scheme="http",
+    )
+    found = filesystem.get_file_info(fs.FileSelector(BUCKET, recursive=True))
+    return sorted(entry.path for entry in found if pattern in entry.path)
+
+
+def test_a_folder_that_is_not_shared_is_refused_at_once(ready: Project, own_folder: Path):
+    ready.change({"scaling.storage": str(own_folder)})
+    output = ready.stage("train", expect=1)
+    assert f"error: {own_folder} is not shared by all 2 nodes of the cluster" in output
+    assert "what the driver wrote there is missing" in output
+    assert "scaling.storage of params.yaml" in output
+    assert list(own_folder.rglob("checkpoint*")) == []
+    ready.change({"model.latent_dim": None})
+    assert f"error: {own_folder} is not shared by" in ready.stage("sweep", expect=1)
+    ready.change({"model.latent_dim": PINNED["model.latent_dim"]})
+
+
+def test_training_on_s3_outlives_its_worker_and_its_driver(
+    ready: Project, cluster: Cluster, s3: dict[str, str]
+):
+    ready.change({"scaling.storage": f"s3://{BUCKET}/runs", "scaling.num_workers": 2})
+    process = ready.start(*ready.stage_command("train"))
+    until(lambda: len(epochs_logged(ready)) >= 5, process)
+    worker, _ = cluster.processes("RayTrainWorker")
+    worker.kill()
+    before = len(epochs_logged(ready))
+    until(lambda: len(epochs_logged(ready)) >= before + 5, process)
+    kill(process)
+    assert epochs_logged(ready)[-1] < EPOCHS
+    finish(ready.start(*ready.stage_command("train")))
+    history = pd.read_csv(ready.folder / "reports" / "train" / "history.csv")
+    assert history["epoch"].tolist() == list(range(1, EPOCHS + 1))
+    checkpoints = in_bucket(s3, "/state.json")
+    # Two are kept; a kill may leave one more, that was written and not yet reported.
+    assert 2 <= len(checkpoints) <= 4, checkpoints
+    local = ready.folder / ".tightbound" / "ray"
+    assert [path for path in local.rglob("*") if path.suffix == ".safetensors"] == []
+
+
+def test_a_sweep_on_s3_outlives_its_driver(ready: Project, s3: dict[str, str], tmp_path: Path):
+    project = ready.copy(tmp_path)
+    project.environment |= ready.environment
+    project.change({"model.latent_dim": None, "model.likelihood": None, "sweep.epochs": 20})
+    project.change({"scaling.storage": f"s3://{BUCKET}/sweeps"})
+    process = project.start(*project.stage_command("sweep"))
+    read_until(process, r"^sweep +trial (1)/4")
+    kill(process)
+    output = project.stage("sweep")
+    (finished,) = re.findall(r"goes on: (\d) of 4 trials are finished", output)
+    assert 1 <= int(finished) < 4
+    assert trials(project)["status"].tolist() == ["ok"] * 4
+    assert in_bucket(s3, "/attempt_") == []
+    assert len(in_bucket(s3, "/trials/")) == 4
