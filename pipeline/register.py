@@ -43,11 +43,10 @@ from pipeline.gate import (
 from pipeline.params import Params, load_params
 from pipeline.prepared import Meta, load_meta, load_split
 from pipeline.registry import TAKEN_BACK_TAG, WEIGHTS_TAG, Registry, Version
-from pipeline.stage import UserError, read_json, run_stage, say, write_json
+from pipeline.stage import EXPERIMENT_VARIABLE, UserError, read_json, run_stage, say, write_json
 from pipeline.store import Store, Unreachable, git_commit
 from pipeline.terminal import QUIET, VERBOSITY_VARIABLE
 
-EXPERIMENT_VARIABLE = "DVC_EXP_NAME"  # set by `dvc exp run`, in the workspace, --temp and --queue
 EXAMPLES = 2
 
 

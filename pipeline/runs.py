@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.stage import UserError
+from pipeline.stage import EXPERIMENT_VARIABLE, UserError
 from pipeline.storage import Held, open_storage
 from pipeline.store import flatten
 
@@ -44,6 +45,7 @@ def run_facts(
     """What run.json tells the tracker, but for the time at which the run finished."""
     return {
         "name": f"{stage}-{content_hash[:16]}",
+        "experiment": os.environ.get(EXPERIMENT_VARIABLE),
         "started": time.time(),
         "params": flatten(params),
         "data_hash": data_hash,

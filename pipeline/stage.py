@@ -18,6 +18,7 @@ from pipeline.terminal import say, tell_fault
 from vae.files import whole_directory
 
 __all__ = [
+    "EXPERIMENT_VARIABLE",
     "UserError",
     "project_root",
     "read_json",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 DEBUG_VARIABLE = "TIGHTBOUND_DEBUG"
+EXPERIMENT_VARIABLE = "DVC_EXP_NAME"  # set by `dvc exp run`, in the workspace, --temp and --queue
 
 
 class UserError(Exception):

@@ -371,9 +371,11 @@ def _hash_tags(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _model_title(facts: Mapping[str, Any]) -> str:
+    """The model in words, after the name of the DVC experiment that it was trained in, if any."""
     params = facts["params"]
     likelihood, size = params.get("model.likelihood"), params.get("model.latent_dim")
-    return f"{likelihood}, {size} latent" if likelihood and size else str(facts["name"])
+    words = f"{likelihood}, {size} latent" if likelihood and size else str(facts["name"])
+    return f"{facts['experiment']}: {words}" if facts.get("experiment") else words
 
 
 def _space_of(best: Mapping[str, Any]) -> str:

@@ -290,6 +290,15 @@ def test_live_epochs_and_the_mirror_make_one_run_without_duplicates() -> None:
     assert sorted(steps) == [1, 2, 3, 4, 5]
 
 
+def test_a_dvc_experiments_run_bears_its_name(project: Path) -> None:
+    facts = builders.run_facts("train-0002", **{"model.likelihood": "gaussian"})
+    facts["params"]["model.latent_dim"] = 2
+    builders.write_json(project / "train" / "run.json", facts | {"experiment": "longer"})
+    store = open_store(builders.params())
+    run = store.client.get_run(tracking.model_run(store, project / "train"))
+    assert run.info.run_name == "longer: gaussian, 2 latent"
+
+
 def test_a_run_shows_the_load_of_the_machine_while_it_trains(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
