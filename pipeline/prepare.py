@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from pipeline.preview import EXAMPLES, draw_preview
 from pipeline.sources import Examples, load_source
 from pipeline.sources.examples import some
 from pipeline.stage import UserError, run_stage, say, whole_directory
+from pipeline.storage import S3, download
 
 SMALLEST_SPLIT = 2
 REPEATED_SHARE = 0.05
@@ -36,7 +38,7 @@ def prepare(data: DataParams, out: Path) -> Meta:
     """Load `data.source`, split, fill and binarise it, and write it to `out`."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-decoded-", dir=out.parent) as scratch:
-        examples = load_source(data, Path(scratch))
+        examples = load(data, Path(scratch))
     check_space(examples.x, data)
     hashes = content_hashes(examples.x, data.seed)
     order = chosen(hashes, data.limit)
@@ -71,6 +73,19 @@ def prepare(data: DataParams, out: Path) -> Meta:
     for line in (*examples.notes, *_warnings(meta)):
         say(f"prepare    {line}")
     return meta
+
+
+def load(data: DataParams, scratch: Path) -> Examples:
+    """What the source gives; of data on S3, through a copy in `scratch`."""
+    if not data.root.startswith(S3):
+        return load_source(data, scratch)
+    folder = scratch.resolve() / "s3"
+    folder.mkdir()
+    copy = download(data.root, folder)
+    try:
+        return load_source(replace(data, root=str(copy)), scratch)
+    except UserError as error:
+        raise UserError(str(error).replace(str(copy), data.root.rstrip("/"))) from error
 
 
 class _Blocks:

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import socket
-import tempfile
 import threading
 import time
 import uuid
@@ -260,28 +259,23 @@ def _probe(address: str, marker: str) -> str:
     return ""
 
 
-@contextmanager
-def local_copy(root: str) -> Iterator[Path]:
-    """`root` as a folder or file on this machine: itself, or a temporary copy of s3://….
+def download(address: str, folder: Path) -> Path:
+    """Copy the object, or all that lies below, of s3://… into `folder`; returns the copy.
 
-    Raises UserError when there is nothing at the address.
+    Raises UserError when there is nothing or it can't be read.
     """
-    if not root.startswith(S3):
-        yield Path(root)
-        return
-    with tempfile.TemporaryDirectory(prefix="tightbound-data-") as folder:
-        try:
-            filesystem, path = fs.FileSystem.from_uri(root.rstrip("/"))
-            target = Path(folder) / Path(path).name
-            found = filesystem.get_file_info(path)
-            if found.type == fs.FileType.NotFound:
-                raise FileNotFoundError("there is nothing")
-            if found.type == fs.FileType.Directory:
-                target.mkdir()
-            fs.copy_files(path, str(target), source_filesystem=filesystem)
-        except OSError as error:
-            raise UserError(f"data.root {root} can't be read: {_short(error)}") from error
-        yield target
+    try:
+        filesystem, path = fs.FileSystem.from_uri(address.rstrip("/"))
+        copy = folder / Path(path).name
+        found = filesystem.get_file_info(path)
+        if found.type == fs.FileType.NotFound:
+            raise FileNotFoundError("there is nothing")
+        if found.type == fs.FileType.Directory:
+            copy.mkdir()
+        fs.copy_files(path, str(copy), source_filesystem=filesystem)
+    except OSError as error:
+        raise UserError(f"data.root {address} can't be read: {_short(error)}") from error
+    return copy
 
 
 def _myself() -> str:

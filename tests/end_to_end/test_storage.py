@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from pyarrow import fs
@@ -71,16 +72,17 @@ def ready(
     return project
 
 
-def in_bucket(s3: dict[str, str], pattern: str) -> list[str]:
-    """Names in the bucket that have a part of this name."""
-    endpoint = s3["AWS_ENDPOINT_URL"].removeprefix("http://")
-    filesystem = fs.S3FileSystem(
+def bucket(s3: dict[str, str]) -> fs.S3FileSystem:
+    return fs.S3FileSystem(
         access_key=s3["AWS_ACCESS_KEY_ID"],
         secret_key=s3["AWS_SECRET_ACCESS_KEY"],
-        endpoint_override=endpoint,
-        scheme="http",
+        endpoint_override=s3["AWS_ENDPOINT_URL"],
     )
-    found = filesystem.get_file_info(fs.FileSelector(BUCKET, recursive=True))
+
+
+def in_bucket(s3: dict[str, str], pattern: str) -> list[str]:
+    """Names in the bucket that have a part of this name."""
+    found = bucket(s3).get_file_info(fs.FileSelector(BUCKET, recursive=True))
     return sorted(entry.path for entry in found if pattern in entry.path)
 
 
@@ -132,3 +134,19 @@ def test_a_sweep_on_s3_outlives_its_driver(ready: Project, s3: dict[str, str], t
     assert trials(project)["status"].tolist() == ["ok"] * 4
     assert in_bucket(s3, "/attempt_") == []
     assert len(in_bucket(s3, "/trials/")) == 4
+
+
+def test_data_on_s3_is_a_dependency_like_any_other(s3: dict[str, str], tmp_path: Path):
+    project = Project.create(tmp_path)
+    project.environment |= s3
+    root = f"{BUCKET}/data/table.csv"
+    project.change({"data.source": "table", "data.space": "continuous"})
+    project.change({"data.root": f"s3://{root}", "sweep.likelihood": ["gaussian"]})
+    status = ("dvc", "status", "prepare")
+    for seed in (0, 1):
+        rows = np.random.default_rng(seed).normal(size=(200, 2))
+        with bucket(s3).open_output_stream(root) as stream:
+            stream.write(pd.DataFrame(rows, columns=["a", "b"]).to_csv(index=False).encode())
+        assert "prepare" in project.run(*status)
+        assert "Running stage 'prepare'" in project.run("dvc", "repro", "prepare")
+        assert project.run(*status) == "Data and pipelines are up to date.\n"
