@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 VERBOSITY_VARIABLE = "TIGHTBOUND_VERBOSITY"
@@ -138,13 +139,24 @@ class _TimeLeft(ProgressColumn):
         return Text("" if ends is None else f"{duration(max(0, ends - time.monotonic()))} left")
 
 
+class _Outcome(ProgressColumn):
+    """What the last step brought, cut where the terminal ends."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["text"], no_wrap=True, overflow="ellipsis")
+
+
 def _bar() -> Progress:
+    def whole() -> Column:
+        return Column(no_wrap=True)
+
+    place = "{task.fields[unit]} {task.completed:,.0f}/{task.total:,.0f}"
     return Progress(
-        TextColumn("[bold cyan]{task.description:<10}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[unit]} {task.completed:,.0f}/{task.total:,.0f}"),
-        _TimeLeft(),
-        TextColumn("{task.fields[text]}", markup=False),
+        TextColumn("[bold cyan]{task.description:<10}", table_column=whole()),
+        BarColumn(bar_width=24, table_column=whole()),
+        TextColumn(place, table_column=whole()),
+        _TimeLeft(table_column=whole()),
+        _Outcome(),
         console=Console(highlight=False),
         transient=True,
     )

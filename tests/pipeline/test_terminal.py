@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -12,11 +13,13 @@ import pytest
 from pipeline.terminal import advance, duration, say, steps
 
 SCRIPT = """
+import time
 from pipeline.terminal import say, steps
 say("train      twenty epochs")
 with steps("train", 20, "epoch") as shown:
     for epoch in range(1, 21):
-        shown.to(epoch, f"elbo {-epoch}")
+        time.sleep(0.02)
+        shown.to(epoch, f"elbo {-epoch} " + 90 * "x")
         if epoch == 10:
             say("train      half of it")
 say("train      done")
@@ -94,6 +97,8 @@ def test_a_terminal_gets_colour_and_a_bar_that_goes_when_it_is_done() -> None:
     text = written.decode()
     assert "\x1b[1;36mtrain      \x1b[0mtwenty epochs" in text
     assert "epoch 20/20" in text
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    assert re.search(r"━ epoch \d+/20 \d s left elbo -\d+ x+…\r", plain)  # one line
     assert "━" in text
     for line in ("half of it", "done"):
         assert f"\x1b[1;36mtrain      \x1b[0m{line}" in text
