@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -80,3 +81,7 @@ def variables() -> dict[str, set[str]]:
     for match in VARIABLE.finditer((INFRA / "compose.yaml").read_text()):
         found.setdefault(match["name"], set()).add(match["rule"])
     return found
+
+
+# Of this session, one for each variable that compose.yaml wants set.
+SECRETS = {name: secrets.token_hex(32) for name, rules in variables().items() if rules == {":?"}}
