@@ -100,7 +100,7 @@ serve: $(INSTALLED)
 	@test -f reports/register.json || { echo "no model yet; make run makes it" >&2; exit 1; }
 	@export MLFLOW_TRACKING_URI="$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"; \
 	name=$$(python -c 'import json; print(json.load(open("reports/register.json"))["model_name"])'); \
-	mlflow models serve --model-uri "models:/$$name@champion" --env-manager local --port 5001
+	mlflow models serve --model-uri "models:/$$name@champion" --env-manager local --port 5001 --timeout 600
 
 clean:
 	@rm -rf data/prepared models reports dvc_plots .tightbound/ray build *.egg-info \
