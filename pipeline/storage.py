@@ -31,7 +31,6 @@ LOCK = ".lock"
 RENEWAL_SECONDS = 5.0
 # A claim on S3 that was not renewed for as long is one whose process died.
 PATIENCE_SECONDS = 3.5 * RENEWAL_SECONDS
-PROBE_SECONDS = 60.0
 
 
 class Held(Exception):  # noqa: N818
@@ -99,7 +98,7 @@ class Storage:
                 lock.seek(0)
                 raise Held(lock.read().strip() or "another process") from None
             lock.truncate(0)
-            lock.write(_myself())
+            lock.write(myself())
             lock.flush()
             yield
 
@@ -108,7 +107,7 @@ class Storage:
         """A lock that its holder renews: on S3 nothing else tells that a process has died."""
         key, token = f"{name}{LOCK}", uuid.uuid4().hex
         self._wait_for_death(key)
-        mine = {"holder": _myself(), "token": token}
+        mine = {"holder": myself(), "token": token}
         self.write(key, mine)
         time.sleep(0.2)
         if (found := self.read(key)).get("token") != token:  # another came at the same moment
@@ -165,16 +164,17 @@ def open_storage(given: str | None) -> Storage:
     """
     chosen = os.environ.get(STORAGE_VARIABLE) or given or str(_local_home())
     try:
-        storage = _at(chosen)
+        storage = storage_at(chosen)
         storage.home.mkdir(parents=True, exist_ok=True)
         storage.filesystem.create_dir(storage.root, recursive=True)
     except OSError as error:
         origin = STORAGE_VARIABLE if os.environ.get(STORAGE_VARIABLE) else "scaling.storage"
-        raise UserError(f"{chosen} ({origin}) can't be used: {_short(error)}") from error
+        raise UserError(f"{chosen} ({origin}) can't be used: {short(error)}") from error
     return storage
 
 
-def _at(address: str) -> Storage:
+def storage_at(address: str) -> Storage:
+    """The place at s3://… or in a folder, as it is."""
     if address.startswith(S3):
         address = address.rstrip("/")
         filesystem, root = fs.FileSystem.from_uri(address)
@@ -197,68 +197,6 @@ def worker_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
 
 
-def require_shared(address: str, key: str) -> None:
-    """Refuse at once a place that not every node of the connected cluster can write to.
-
-    address: an absolute folder or s3://…; key: the params key that names it. One node: no check.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-    if len(nodes) < 2:
-        return
-    storage = _at(address)
-    marker = f".tmp-probe-{uuid.uuid4().hex}"
-    storage.write(marker, {"from": _myself()})
-    try:
-        probe = ray.remote(num_cpus=0, max_retries=1)(_probe)
-        tasks = {
-            probe.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-            ).remote(address, marker): node
-            for node in nodes
-        }
-        ready, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=PROBE_SECONDS)
-        faults = {
-            tasks[task]: _answer(task) if task in ready else f"no answer in {PROBE_SECONDS:g} s"
-            for task in tasks
-        }
-    finally:
-        for entry in storage.filesystem.get_file_info(fs.FileSelector(storage.root)):
-            if entry.base_name.startswith(marker):
-                storage.filesystem.delete_file(entry.path)
-    bad = [f"{nodes[node]['NodeManagerAddress']}: {why}" for node, why in faults.items() if why]
-    if bad:
-        raise UserError(
-            f"{address} is not shared by all {len(nodes)} nodes of the cluster "
-            f"({'; '.join(bad[:3])}{' …' if len(bad) > 3 else ''}); name a folder that all of "
-            f"them mount, or s3://…, in {key} of params.yaml"
-        )
-
-
-def _answer(task: Any) -> str:
-    import ray
-    from ray.exceptions import RayError
-
-    try:
-        return ray.get(task)
-    except RayError as error:
-        return _short(error)
-
-
-def _probe(address: str, marker: str) -> str:
-    """On a node: what is wrong with a place that the driver marked; empty: nothing."""
-    try:
-        storage = _at(address)
-        if not storage.read(marker):
-            return "what the driver wrote there is missing"
-        storage.write(f"{marker}-{uuid.uuid4().hex}", {})
-    except OSError as error:
-        return _short(error)
-    return ""
-
-
 def download(address: str, folder: Path) -> Path:
     """Copy the object, or all that lies below, of s3://… into `folder`; returns the copy.
 
@@ -274,11 +212,12 @@ def download(address: str, folder: Path) -> Path:
             copy.mkdir()
         fs.copy_files(path, str(copy), source_filesystem=filesystem)
     except OSError as error:
-        raise UserError(f"data.root {address} can't be read: {_short(error)}") from error
+        raise UserError(f"data.root {address} can't be read: {short(error)}") from error
     return copy
 
 
-def _myself() -> str:
+def myself() -> str:
+    """This process, in words that tell it from all others."""
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
@@ -296,5 +235,6 @@ def _is_dead_here(holder: str) -> bool:
     return False
 
 
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
+    """An error's first line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.prepared import MEGABYTE, Meta, read_shard, shard_paths, training_mb
+from pipeline.reach import require_seen
 from pipeline.worker import TrainingArrays, load_arrays
 from vae.data import TRAIN, VALID_BATCH, Batch, NoiseShape, shares_of, statistics_of, with_noise
 
@@ -58,9 +59,17 @@ class Stream:
         return 0
 
     def ray_datasets(self, num_workers: int, seed: int) -> dict[str, Any]:
-        """The training split for Ray Train, in blocks that spread evenly over the workers."""
+        """The training split for Ray Train, in blocks that spread evenly over the workers.
+
+        Raises UserError where a node of the connected cluster doesn't see the shards.
+        """
         from pipeline.shards import read_shuffled
 
+        require_seen(
+            [path for split in (NAME, "valid") for path in shard_paths(Path(self.prepared), split)],
+            "a stream is read on every node, so run in a folder that all of them mount, or let "
+            "the data fit in memory (training.memory_limit_mb of params.yaml)",
+        )
         rows = max(1, self.meta.counts[NAME] // (BLOCKS_PER_WORKER * num_workers))
         example = self.meta.num_values * self.meta.value_bytes
         paths = shard_paths(Path(self.prepared), NAME)

@@ -22,8 +22,8 @@ from pipeline import cluster, runs, tracking
 from pipeline.axes import in_words
 from pipeline.params import Params, load_params
 from pipeline.prepared import load_meta
+from pipeline.reach import require_shared
 from pipeline.stage import UserError, read_json, run_stage, say, whole_directory, write_json
-from pipeline.storage import require_shared
 from pipeline.stream import Stream, load_training
 from pipeline.terminal import duration, steps
 from pipeline.worker import STATE, TrainingArrays, TrainingJob, train_worker

@@ -13,9 +13,10 @@ from pipeline import cluster, runs
 from pipeline.journal import ATTEMPT, WORKERS, Journal, Trial
 from pipeline.nested import NO_CPU, Workers, tune_workers
 from pipeline.params import Params, ScalingParams
+from pipeline.reach import require_shared
 from pipeline.search import SCORE, Space, known_points, planned, tune_arguments, with_seeds
 from pipeline.stage import say
-from pipeline.storage import open_storage, require_shared
+from pipeline.storage import open_storage
 from pipeline.terminal import steps
 from pipeline.trial import Setting, tune_trial
 from pipeline.worker import TrainingArrays, TrainingJob

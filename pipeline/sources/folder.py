@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.params import DataParams
 from pipeline.sources.examples import Examples, data_root, slug, some
 from pipeline.sources.images import SUFFIXES, Header, PictureError, decode_picture, read_header
-from pipeline.stage import UserError
+from pipeline.stage import UserError, say
 
 SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(
     ("valid", "val", "validation"), "valid"
@@ -197,10 +197,16 @@ def run_in_parallel(
 
     Few batches are held at a time.
     """
+    from pipeline import cluster
+    from pipeline.reach import unseen
+
     batches = [files[start : start + BATCH_FILES] for start in range(0, len(files), BATCH_FILES)]
     if len(files) >= RAY_FILES:
-        yield from _by_ray(work, batches)
-        return
+        with cluster.connect():
+            if not unseen([files[0], files[-1]]):
+                yield from _by_ray(work, batches)
+                return
+        say("prepare    by this machine alone, since not all nodes of the cluster see the pictures")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         width = 2 * (os.cpu_count() or 1)
         for start in range(0, len(batches), width):
@@ -210,18 +216,15 @@ def run_in_parallel(
 def _by_ray(
     work: Callable[[Sequence[Path]], list[Any]], batches: Sequence[Sequence[Path]]
 ) -> Iterator[list[Any]]:
-    from pipeline import cluster
+    import ray
 
-    with cluster.connect():
-        import ray
-
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        ray.data.DataContext.get_current().execution_options.preserve_order = True
-        rows = ray.data.from_items(
-            [{"files": [str(file.resolve()) for file in batch]} for batch in batches]
-        )
-        for row in rows.map(_Work(work)).iter_rows():
-            yield row["found"]
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    rows = ray.data.from_items(
+        [{"files": [str(file.resolve()) for file in batch]} for batch in batches]
+    )
+    for row in rows.map(_Work(work)).iter_rows():
+        yield row["found"]
 
 
 class _Work(NamedTuple):

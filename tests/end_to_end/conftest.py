@@ -6,11 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from tests.pipeline.servers import running_s3
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -29,6 +32,14 @@ SMALL = {
 # Stores of Ray and MLflow name folders by their absolute path, so a copy starts without them.
 STORES = (".tightbound", "mlflow.db", "mlartifacts")
 SURROUNDINGS = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "DVC_ROOT", "DVC_EXP_NAME", "VIRTUAL_ENV")
+BUCKET = "team"
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, str]]:
+    """An S3 server with `BUCKET`; the variables by which it is reached."""
+    with running_s3(BUCKET) as variables:
+        yield variables
 
 
 class Project:

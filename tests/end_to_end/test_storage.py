@@ -4,30 +4,43 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from pyarrow import fs
 
-from tests.end_to_end.conftest import LONGEST_SECONDS, Project, finish
+from tests.end_to_end.conftest import BUCKET, LONGEST_SECONDS, REPOSITORY, Project, finish
 from tests.end_to_end.nodes import Cluster
 from tests.end_to_end.test_faults import epochs_logged, kill, trials, until
 from tests.end_to_end.test_submit import read_until
-from tests.pipeline.servers import running_s3
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * LONGEST_SECONDS)]
 
-BUCKET = "team"
-EPOCHS = 400
+EPOCHS = 200
 PINNED = {
     "model.latent_dim": 2,
     "model.likelihood": "discretized_logistic",
     "training.epochs": EPOCHS,
     "training.patience": None,
+    "data.limit": 2000,
 }
+# Pictures, of which so few are decoded by this machine's own threads otherwise.
+DECODE = """
+import sys
+from pathlib import Path
+from pipeline.sources import folder
+from tests.pipeline.builders import DATA
+from dataclasses import replace
+
+folder.RAY_FILES = 1
+found = folder.load(replace(DATA, source="folder", root=sys.argv[1]), Path(sys.argv[2]))
+print(found.x.sum(), len(found.x))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +66,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, own_folder: Path) -> Itera
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[dict[str, str]]:
-    with running_s3(BUCKET) as variables:
-        yield variables
-
-
-@pytest.fixture(scope="module")
 def ready(
     tmp_path_factory: pytest.TempPathFactory, cluster: Cluster, s3: dict[str, str]
 ) -> Project:
     """A project on a node of the cluster, ready to train; the nodes know nothing of S3."""
     project = Project.create(tmp_path_factory.mktemp("ready"))
+    project.change(PINNED)
     for stage in ("prepare", "selfcheck"):
         project.stage(stage)
-    project.change(PINNED)
     project.stage("sweep")
     project.environment |= cluster.variables | s3
     return project
@@ -96,6 +103,28 @@ def test_a_folder_that_is_not_shared_is_refused_at_once(ready: Project, own_fold
     ready.change({"model.latent_dim": None})
     assert f"error: {own_folder} is not shared by" in ready.stage("sweep", expect=1)
     ready.change({"model.latent_dim": PINNED["model.latent_dim"]})
+
+
+def test_data_that_one_node_has_to_itself_are_not_read_on_the_others(
+    ready: Project, own_folder: Path, s3: dict[str, str], tmp_path: Path
+):
+    """A stream is refused at once; pictures are decoded where they are seen."""
+    project = ready.copy(own_folder / "project")
+    project.environment |= ready.environment
+    project.change({"training.memory_limit_mb": 1, "scaling.storage": f"s3://{BUCKET}/streams"})
+    output = project.stage("train", expect=1)
+    train = own_folder / "project" / "data" / "prepared" / "train"
+    assert f"error: {train} is not the same folder on all 2 nodes of the cluster" in output
+    assert "training.memory_limit_mb of params.yaml" in output
+    pictures = own_folder / "pictures"
+    pictures.mkdir()
+    for level in range(20):
+        Image.new("L", (4, 4), level).save(pictures / f"{level:02}.png")
+    output = ready.run(
+        sys.executable, "-c", DECODE, str(pictures), str(tmp_path), PYTHONPATH=str(REPOSITORY)
+    )
+    assert "not all nodes of the cluster see the pictures" in output
+    assert output.splitlines()[-1] == f"{16 * sum(range(20))} 20"
 
 
 def test_training_on_s3_outlives_its_worker_and_its_driver(

@@ -14,14 +14,14 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+import yaml
 
-from tests.end_to_end.conftest import LONGEST_SECONDS, Project, finish
+from tests.end_to_end.conftest import BUCKET, LONGEST_SECONDS, Project, finish
 from tests.end_to_end.nodes import Cluster
-from tests.pipeline.servers import free_port, running_s3
+from tests.pipeline.servers import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * LONGEST_SECONDS)]
 
-BUCKET = "team"
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "secret-of-s3", "SERVICE_TOKEN": "secret-of-the-service"}
 # Data that nobody gets without the token.
 LOADER = """
@@ -53,12 +53,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         cluster.stop()
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[dict[str, str]]:
-    with running_s3(BUCKET) as variables:
-        yield variables
-
-
 class Laptop(Project):
     """A project whose own machine is no node of the cluster."""
 
@@ -78,8 +72,8 @@ class Laptop(Project):
         command = (sys.executable, "-m", "pipeline.submit", "--address", self.cluster.dashboard)
         return self.start(*command, *options)
 
-    def is_clean(self) -> bool:
-        return self.run("dvc", "status") == "Data and pipelines are up to date.\n"
+    def is_clean(self, *stages: str) -> bool:
+        return self.run("dvc", "status", *stages) == "Data and pipelines are up to date.\n"
 
     def history(self) -> pd.DataFrame:
         return pd.read_csv(self.folder / "reports" / "train" / "history.csv")
@@ -99,7 +93,7 @@ def read_until(process: subprocess.Popen[str], pattern: str) -> tuple[str, str]:
 def test_in_a_shared_folder(cluster: Cluster, tmp_path: Path):
     """A second submission is refused; the follower is killed, and another brings it to its end."""
     laptop = Laptop.beside(cluster, tmp_path)
-    laptop.change({"submit.folder": str(tmp_path)})
+    laptop.change({"submit.folder": str(tmp_path), "submit.python": sys.executable})
     laptop.commit("in the cluster's folder")
     follower = laptop.submit()
     told, job = read_until(follower, r"job (tightbound-\S+): `make submit JOB=")
@@ -145,23 +139,33 @@ def test_an_uploaded_copy(cluster: Cluster, s3: dict[str, str], tmp_path: Path):
     assert names is not None
     wanted = {"MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", *SECRETS}
     assert wanted <= set(names[1].split(", "))
+    refused = finish(laptop.submit(), expect=1)
+    assert f"error: job {job} is at work on this already" in refused
     told += read_until(follower, r"^train .* epoch +(\d+)")[0]
     follower.send_signal(signal.SIGINT)
     left = finish(follower, expect=130)
     assert f"job {job} goes on without this terminal; `make submit JOB={job}`" in left
     assert "Traceback" not in left
 
+    lock = tmp_path / "dvc.lock"
+    lock.write_text("of somebody else")
     cancelled = finish(laptop.submit("--cancel", job), expect=1)
     ended = time.time()
+    assert "dvc.lock has changed here since the job was submitted, and was left alone" in cancelled
+    assert lock.read_text() == "of somebody else"
+    aside = tmp_path / ".tightbound" / "submitted" / f"{job}.dvc.lock"
+    assert f"the job's is {aside.relative_to(tmp_path)}" in cancelled
+    lock.unlink()
+    cancelled += finish(laptop.submit("--cancel", job), expect=1)
     assert f"job {job} was cancelled; what it finished is here" in cancelled
     assert processes_of(job) == []
-    lock = (tmp_path / "dvc.lock").read_text()
-    assert "sweep:" in lock
-    assert "train:" not in lock
-    laptop.run("dvc", "status", "prepare", "selfcheck", "sweep")
+    assert lock.read_text() == aside.read_text()
+    assert set(yaml.safe_load(lock.read_text())["stages"]) == {"prepare", "selfcheck", "sweep"}
+    assert laptop.is_clean("prepare", "selfcheck", "sweep")
 
     laptop.commit("what the first job finished")
     again = finish(laptop.submit())
+    assert not re.search(r"^(prepare|selfcheck|sweep) ", again, re.MULTILINE), again
     assert laptop.is_clean()
     history = laptop.history()
     assert history["epoch"].tolist() == list(range(1, epochs + 1))
@@ -194,5 +198,6 @@ def test_no_cluster_and_a_wrong_token_are_told(cluster: Cluster, tmp_path: Path)
     output = finish(laptop.submit("--job", "tightbound-1"), expect=1)
     assert f"the cluster at {cluster.dashboard} has no job tightbound-1" in output
     nowhere = f"http://127.0.0.1:{free_port()}"
-    command = (sys.executable, "-m", "pipeline.submit", "--address", nowhere)
-    assert f"no Ray cluster answers at {nowhere}" in laptop.run(*command, expect=1)
+    laptop.environment["RAY_API_SERVER_ADDRESS"] = nowhere
+    output = laptop.run(sys.executable, "-m", "pipeline.submit", expect=1)
+    assert f"no Ray cluster answers at {nowhere}" in output
