@@ -142,6 +142,46 @@ def test_the_pipeline_logs_and_registers_with_a_forwarded_login(
     assert any(key.endswith("weights.safetensors") for key in stored(server, "mlflow"))
 
 
+def test_a_colleague_works_on_it_once_let_in(
+    server: Server, person: tuple[str, str], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.server import get_app_client
+
+    from pipeline import tracking
+    from pipeline.register import register
+    from pipeline.registry import Registry
+    from pipeline.stage import UserError
+
+    def log_in(name: str, password: str) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+
+    params = builders.params()
+    log_in(PERSON, PASSWORD)
+    first = register(params, builders.pipeline_outputs(project / "first"))
+    registry = Registry(tracking.open_store(params), first["model_name"])
+    client = get_app_client("basic-auth", server.address)
+    log_in("admin", SECRETS["MLFLOW_ADMIN_PASSWORD"])
+    client.create_user("grace", PASSWORD)
+
+    log_in("grace", PASSWORD)
+    paths = builders.pipeline_outputs(project / "second", name="train-0002", seed=1)
+    with pytest.raises(UserError, match=r"403|denied"):
+        register(params, paths)
+    log_in(PERSON, PASSWORD)
+    grants = re.findall(r"^client\.grant_user_permission\(.*\)$", README, re.MULTILINE)
+    experiment = registry.client.get_run(first["run_id"]).info.experiment_id
+    for grant in grants:
+        here = grant.replace('"1"', f'"{experiment}"')
+        eval(here.replace("tightbound-mnist5k-grey8", registry.name), {"client": client})
+    log_in("grace", PASSWORD)
+    second = register(params, paths)
+    assert second["version"] == first["version"] + 1
+    registry.promote(second["version"])
+    registry.promote(first["version"])
+    assert registry.alias("champion") == first["version"]
+
+
 def test_without_a_login_training_goes_on_and_registration_says_why(project: Path) -> None:
     from pipeline import tracking
     from pipeline.register import register
