@@ -168,8 +168,11 @@ class Registry:
             if self.alias(CHALLENGER) != version:
                 self.client.set_registered_model_alias(self.name, CHALLENGER, str(version))
 
-    def promote(self, version: int) -> None:
-        """A person's promotion: moves the alias; the gate won't take it back by itself."""
+    def promote(self, version: int) -> bool:
+        """A person's promotion: moves the alias; the gate won't take it back by itself.
+
+        Returns whether another version, or none, was champion before.
+        """
         if version not in {entry.number for entry in self.versions()}:
             known = ", ".join(str(entry.number) for entry in self.versions())
             raise UserError(f"{self.name} has no version {version}; there are: {known or 'none'}")
@@ -180,6 +183,7 @@ class Registry:
         if before is not None and before != version:
             words = f"replaced by version {version} by hand on {_now()[:10]}"
             self.tag(before, {TAKEN_BACK_TAG: words})
+        return before != version
 
     def rollback(self) -> int:
         """Give the alias back to the champion before this one; returns its version."""
@@ -316,8 +320,9 @@ def main() -> None:
     if asked.rollback:
         say(f"champion   of {registry.name} is version {registry.rollback()} again")
     else:
-        registry.promote(asked.promote)
-        say(f"champion   of {registry.name} is version {asked.promote}, by hand")
+        moved = registry.promote(asked.promote)
+        words = "by hand" if moved else "as before"
+        say(f"champion   of {registry.name} is version {asked.promote}, {words}")
 
 
 if __name__ == "__main__":

@@ -239,7 +239,8 @@ def test_promotion_and_rollback_by_hand_outlast_the_gate(project: Path) -> None:
     assert "rolled back by hand" in result["reasons"][0]
     with pytest.raises(UserError, match="no earlier champion"):
         found.rollback()
-    found.promote(2)
+    assert found.promote(2)
+    assert not found.promote(2)
     assert found.alias("champion") == 2
     assert TAKEN_BACK_TAG not in found.versions()[1].tags
     assert found.rollback() == 1
