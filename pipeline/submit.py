@@ -234,7 +234,7 @@ def cancel(client: JobSubmissionClient, job: str) -> JobDetails:
     """End the job, as by Ctrl-C; returns its details when it has ended."""
     if not (details := _details(client, job)).status.is_terminal():
         client.stop_job(job)
-        say(f"submit     job {job} is told to end, and sends home what it finished")
+        say(f"submit     job {job} is told to end; it keeps what it finished")
         deadline = time.monotonic() + 1.1 * STOPPING_SECONDS
         while not (details := _details(client, job)).status.is_terminal():
             if time.monotonic() > deadline:
