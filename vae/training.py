@@ -148,12 +148,16 @@ def fit(
     resumed at the same world size, the weights are bit-identical on CPU.
 
     Raises DivergenceError, on every rank at the same step, when the loss is not finite; the weights
-    are then still those before that step.
+    are then still those before that step. Also in place of the last epoch, when no epoch had a
+    finite validation bound.
     """
     state = TrainingState() if state is None else state
     trainer = Trainer(model, data, config, objective or Objective(), state)
     while not state.finished(config):
-        yield trainer.epoch()
+        stats = trainer.epoch()
+        if state.finished(config) and not math.isfinite(state.best_bound):
+            raise DivergenceError(stats.epoch, trainer.steps_per_epoch, "the validation bound")
+        yield stats
 
 
 class Trainer:

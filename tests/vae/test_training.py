@@ -130,6 +130,13 @@ def test_divergence_names_epoch_step_and_term_and_keeps_the_weights():
     assert same_weights(before, model.state_dict())
 
 
+def test_a_last_step_that_ruins_the_only_weights_is_a_divergence():
+    """One step of an enormous length: the loss before it was finite, and no loss comes after it."""
+    config = replace(CONFIG, epochs=1, batch_size=10_000, learning_rate=1e30)
+    with pytest.raises(DivergenceError, match="epoch 1, step 1: the validation bound is not"):
+        train(new_model(), config)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
