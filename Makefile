@@ -41,7 +41,7 @@ help:
 	@echo "make lock       pin the newest versions that pyproject.toml allows"
 
 run: $(INSTALLED) $(CHECKED)
-	@python -m pipeline.busy
+	@python -m pipeline.ready
 	@dvc repro $(if $(V),,--quiet)
 	@python -m pipeline.register --ensure
 	@$(if $(Q),true,echo "report     reports/report.html")

@@ -18,6 +18,7 @@ from pipeline.journal import Journal
 from pipeline.search import SCORE, Space
 from pipeline.terminal import advance
 from pipeline.trial import REPLAYED
+from pipeline.worker_faults import DEATH, fault_of_a_worker
 from vae.model import VAEConfig
 
 POLL_SECONDS = 0.5
@@ -29,7 +30,7 @@ RESULTS = (  # of a trial's result, what its row keeps
     "num_samples",
     SCORE,
 )
-DEATH = "its process died: killed, out of memory, or its node was lost"
+LESS_MEMORY = "training.batch_size, the sizes under sweep, or sweep.max_concurrent"
 
 
 class TrialLog(Callback):
@@ -94,9 +95,11 @@ class TrialLog(Callback):
 def _reason(trial: Any) -> str:
     """The one line of a trial's error that tells a person what went wrong."""
     path = trial.error_file
-    lines = Path(path).read_text().strip().splitlines() if path else []
-    text = lines[-1].strip() if lines else DEATH
-    return DEATH if "actor is dead" in text or "actor died" in text else text
+    text = Path(path).read_text().strip() if path else ""
+    if not text:
+        return DEATH
+    told = fault_of_a_worker(text, key=LESS_MEMORY, storage=trial.storage.storage_fs_path)
+    return told or text.splitlines()[-1].strip()
 
 
 class EpochLog(UserCallback):

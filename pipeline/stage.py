@@ -64,14 +64,24 @@ def fault_of_the_disk(error: Exception) -> str | None:
     if not isinstance(error, OSError):
         return None
     text, place = str(error), error.filename or "."
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
-        return (
-            f"the disk is full ({place}, {Path.cwd()}); make some space, and the same command goes "
-            "on; what was there before is untouched"
-        )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or is_full_disk(text):
+        return full_disk(place)
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"{place}: {error.strerror}; the project's folder has to be writable"
     return None
+
+
+def is_full_disk(text: str) -> bool:
+    """Whether an error's text, of whatever library, is about a disk without room."""
+    return any(sign in text for sign in ("No space left", "disk is full", "Disk quota exceeded"))
+
+
+def full_disk(place: object) -> str:
+    """What a person is told when there is no room at `place`."""
+    return (
+        f"the disk is full ({place}, {Path.cwd()}); make some space, and the same command goes "
+        "on; what was there before is untouched"
+    )
 
 
 def project_root() -> Path:

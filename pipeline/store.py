@@ -75,6 +75,7 @@ def import_mlflow() -> Any:
 
         # Ray may have imported MLflow already, before the settings above could count.
         logging.getLogger("mlflow").setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what is raised too
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each retry
         logging.getLogger("mlflow.system_metrics").setLevel(
@@ -118,12 +119,13 @@ class Store:
         self.address = address
         self.public_address = without_password(address)
         mlflow = import_mlflow()
-        artifacts = None
+        artifacts, database = None, Path(address.removeprefix(SQLITE))
         if address.startswith(SQLITE):
-            database = Path(address.removeprefix(SQLITE))
             database.parent.mkdir(parents=True, exist_ok=True)
             artifacts = (database.parent / "mlartifacts").as_uri()
         with self.failures(), _opening(address):
+            if address.startswith(SQLITE) and not database.exists():
+                _create(database)
             self.client = mlflow.MlflowClient(tracking_uri=address, registry_uri=address)
             self.experiment_id = self._experiment(experiment, artifacts)
 
@@ -382,6 +384,12 @@ def _opening(address: str) -> Iterator[None]:
     with _one_at_a_time(Path(f"{address.removeprefix(SQLITE)}.lock")), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _create(database: Path) -> None:
+    """MLflow's tables, whole or not at all: it can't go on with a database that it half made."""
+    with whole_file(database) as fresh:
+        import_mlflow().MlflowClient(f"{SQLITE}{fresh}").search_experiments(max_results=1)
 
 
 @cache

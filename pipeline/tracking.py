@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.stage import UserError, read_json, run_stage, say
+from pipeline.stage import UserError, full_disk, is_full_disk, read_json, run_stage, say
 from pipeline.store import (
     SQLITE,
     Point,
@@ -97,6 +97,8 @@ def open_store(params: Params) -> Store:
 
 def unreachable_message(address: str, error: Unreachable) -> str:
     """What a person can do about a store that does not answer."""
+    if is_full_disk(str(error)):
+        return full_disk(without_password(address))
     return (
         f"MLflow's store at {without_password(address)} does not answer ({error}); start it, or "
         "mend MLFLOW_TRACKING_URI or tracking.uri in params.yaml, and run the same command again"

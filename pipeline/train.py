@@ -27,12 +27,14 @@ from pipeline.stage import UserError, read_json, run_stage, say, whole_directory
 from pipeline.stream import Stream, load_training
 from pipeline.terminal import duration, steps
 from pipeline.worker import STATE, TrainingArrays, TrainingJob, train_worker
+from pipeline.worker_faults import fault_of_a_worker
 from vae.checkpoint import load_state, save
 from vae.model import VAE, VAEConfig
 from vae.objectives import Objective
 from vae.training import TrainingConfig, TrainingState
 
 KEPT_CHECKPOINTS = 2
+LESS_MEMORY = "training.batch_size, scaling.num_workers or training.memory_limit_mb"
 # Until a group of workers whose node has gone is given up for a smaller one.
 START_VARIABLE, ELASTIC_START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10"
 
@@ -104,7 +106,13 @@ def run_workers(
         cluster.connect(object_store_bytes=cluster.store_size(data.nbytes)),
     ):
         import ray
-        from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+        from ray.train import (
+            CheckpointConfig,
+            FailureConfig,
+            RunConfig,
+            ScalingConfig,
+            TrainingFailedError,
+        )
         from ray.train.torch import TorchConfig, TorchTrainer
 
         from pipeline.progress import EpochLines, EpochLog, follow
@@ -152,6 +160,8 @@ def run_workers(
                 result = trainer.fit()
             except SystemExit as stopped:  # Ray Train's answer to Ctrl-C
                 raise KeyboardInterrupt from stopped
+            except TrainingFailedError as error:
+                raise _told(error, run.address) from error
     if lines.diverged:
         raise UserError(f"{lines.diverged} (the last good epoch is kept in {run.address})")
     if result.checkpoint is None:
@@ -159,6 +169,17 @@ def run_workers(
     model = VAE(job.model)
     with result.checkpoint.as_directory() as saved:
         return model, load_state(model, Path(saved) / STATE)
+
+
+def _told(error: Exception, storage: str) -> Exception:
+    """Ray Train's failure as a sentence, where there is one for it."""
+    fault = fault_of_a_worker(str(error), key=LESS_MEMORY, storage=storage)
+    if fault is None:
+        return error
+    return UserError(
+        f"a training worker failed more often than scaling.max_failures allows: {fault}; the same "
+        "command goes on from the last epoch"
+    )
 
 
 def summary(history: pd.DataFrame, params: Params) -> dict[str, Any]:

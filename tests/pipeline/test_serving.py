@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from pipeline.serving import MOST_BYTES, MOST_VALUES, ScoredVAE, to_array
 from tests.pipeline import builders
 from tests.pipeline.servers import at_home, free_port, running
 from vae import VAE, VAEConfig, save
-from vae.checkpoint import load
+from vae.checkpoint import file_hash, load
 from vae.evidence import importance_sampling
 from vae.importance_weights import example_generators
 
@@ -111,18 +112,40 @@ def test_its_requirements_are_pinned_and_all_that_it_imports(packed: Path) -> No
     assert foreign <= {name.replace("-", "_") for name in REQUIREMENTS}
 
 
-def test_damaged_weights_are_refused(packed: Path, tmp_path: Path) -> None:
+def test_it_imports_nothing_by_name_and_starts_nothing(packed: Path) -> None:
+    """So no request, whatever it names, makes the server run code; `data.source` stays at home."""
+    code = [*(packed / "code").rglob("*.py"), packed / "serving.py"]
+    words = {node.id for path in code for node in ast.walk(ast.parse(path.read_text()))
+             if isinstance(node, ast.Name)}  # fmt: skip
+    assert not words & {"importlib", "pickle", "subprocess", "eval", "exec", "__import__"}
+    assert not [path for path in code if "sources" in path.parts]
+
+
+@pytest.mark.parametrize("fault", ["one bit", "a pickle", "a pickle with its own hash"])
+def test_weights_that_are_not_the_registered_are_refused(
+    packed: Path, tmp_path: Path, fault: str
+) -> None:
     import mlflow.pyfunc
+
+    class Planted:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "ran"),)
 
     shutil.copytree(packed, tmp_path / "damaged")
     weights = tmp_path / "damaged" / "artifacts" / "weights.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
-    weights.write_bytes(content)
+    weights.write_bytes(content if fault == "one bit" else pickle.dumps(Planted()))
+    if fault == "a pickle with its own hash":
+        config = weights.with_name("config.json")
+        facts = json.loads(config.read_text()) | {"weights_sha256": file_hash(weights)}
+        config.write_text(json.dumps(facts))
     before = list(sys.path)
-    with pytest.raises(Exception, match="is damaged or was changed: its SHA-256"):
+    said = "not a safetensors file" if "hash" in fault else "is damaged or was changed: its SHA-256"
+    with pytest.raises(Exception, match=said):
         mlflow.pyfunc.load_model(str(tmp_path / "damaged"))
     sys.path[:] = before
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_signature_tells_shape_and_parameters(served: Any) -> None:

@@ -73,6 +73,19 @@ def test_planted_pickle_is_refused_and_does_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_pickle_planted_in_a_training_state_is_refused_and_does_not_run(tmp_path):
+    class Planted:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    model, folder = new_model(), tmp_path / "state"
+    save_state(model, TrainingState(), folder)
+    (folder / "state.safetensors").write_bytes(pickle.dumps(Planted()))
+    with pytest.raises(CheckpointError, match=r"state\.safetensors"):
+        load_state(model, folder)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "config.json"])
 def test_missing_file_is_named(tmp_path, name):
     save(new_model(), tmp_path / "vae")
