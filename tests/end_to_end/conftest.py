@@ -29,6 +29,13 @@ SMALL = {
     "training.epochs": 4,
     "evaluate.num_importance_samples": 50,
 }
+EPOCHS = 40
+PINNED = {
+    "model.latent_dim": 2,
+    "model.likelihood": "discretized_logistic",
+    "training.epochs": EPOCHS,
+    "training.patience": None,
+}
 # Stores of Ray and MLflow name folders by their absolute path, so a copy starts without them.
 STORES = (".tightbound", "mlflow.db", "mlartifacts")
 SURROUNDINGS = ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "DVC_ROOT", "DVC_EXP_NAME", "VIRTUAL_ENV")
@@ -131,3 +138,21 @@ def finish(process: subprocess.Popen[str], expect: int = 0) -> str:
         f"{process.args} ended with {process.returncode} instead of {expect}:\n{output}"
     )
     return output
+
+
+@pytest.fixture(scope="session")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose data is prepared and whose estimators are checked."""
+    project = Project.create(tmp_path_factory.mktemp("checked"))
+    project.stage("prepare")
+    project.stage("selfcheck")
+    return project
+
+
+@pytest.fixture(scope="session")
+def pinned(checked: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project that is ready to train."""
+    project = checked.copy(tmp_path_factory.mktemp("pinned"))
+    project.change(PINNED)
+    project.stage("sweep")
+    return project

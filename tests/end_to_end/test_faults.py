@@ -16,18 +16,10 @@ import pandas as pd
 import psutil
 import pytest
 
-from tests.end_to_end.conftest import LONGEST_SECONDS, Project, finish
+from tests.end_to_end.conftest import EPOCHS, LONGEST_SECONDS, Project, finish
 from vae.checkpoint import file_hash
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * LONGEST_SECONDS)]
-
-EPOCHS = 40
-PINNED = {
-    "model.latent_dim": 2,
-    "model.likelihood": "discretized_logistic",
-    "training.epochs": EPOCHS,
-    "training.patience": None,
-}
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -110,24 +102,6 @@ def epochs_in_mlflow(project: Project) -> list[int]:
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id], "tags.`tightbound.kind` = 'model'")
     return [point.step for point in client.get_metric_history(run.info.run_id, "valid/elbo")]
-
-
-@pytest.fixture(scope="module")
-def checked(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project whose data is prepared and whose estimators are checked."""
-    project = Project.create(tmp_path_factory.mktemp("checked"))
-    project.stage("prepare")
-    project.stage("selfcheck")
-    return project
-
-
-@pytest.fixture(scope="module")
-def pinned(checked: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project that is ready to train."""
-    project = checked.copy(tmp_path_factory.mktemp("pinned"))
-    project.change(PINNED)
-    project.stage("sweep")
-    return project
 
 
 @pytest.fixture(scope="module")
