@@ -63,7 +63,8 @@ test-all: test test-slow
 soak: $(INSTALLED)
 	@TIGHTBOUND_SOAK=1 pytest -q --timeout 0 tests/pipeline/test_bad_data.py \
 	  tests/pipeline/test_bad_input_commands.py tests/pipeline/test_disk.py \
-	  tests/end_to_end/test_faults.py $(SOAK)
+	  tests/pipeline/test_train_faults.py tests/end_to_end/test_faults.py \
+	  tests/end_to_end/test_kills.py tests/end_to_end/test_tracking_faults.py $(SOAK)
 
 lint: $(INSTALLED)
 	@ruff check
