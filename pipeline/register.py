@@ -341,7 +341,7 @@ def remake() -> None:
 
     Without DVC (a lone call of this module) nothing is done.
     """
-    if not Path("dvc.lock").is_file():
+    if not (Path("dvc.yaml").is_file() and Path("dvc.lock").is_file()):
         return
     quiet = os.environ | {VERBOSITY_VARIABLE: QUIET}
     for command in (["repro", "--force", "--single-item", "register"], ["repro", "report"]):
