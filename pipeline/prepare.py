@@ -122,7 +122,7 @@ class _Blocks:
         )
 
     def shards(self, split: str) -> Iterator[Split]:
-        for rows in shard_rows(len(self.rows[split])):
+        for rows in shard_rows(len(self.rows[split]), self.x[:1].nbytes):
             yield self.part(split, rows)
 
 

@@ -21,9 +21,10 @@ import pyarrow.parquet as pq
 from pipeline.stage import UserError, read_json, write_json
 
 SPLITS = ("train", "valid", "test")
-ROWS_PER_SHARD = 8192
 META_FILE = "meta.json"
 MEGABYTE = 2**20
+# Of a shard, at most; what reads one holds about ten times its bytes while it is decoded.
+ROWS_PER_SHARD, SHARD_BYTES = 8192, 16 * MEGABYTE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +169,7 @@ def write_shards(folder: Path, splits: Mapping[str, Iterable[Split]], **facts: A
 
 def shards(split: Split) -> Iterator[Split]:
     """A split in the parts that become files; at least one."""
-    for rows in shard_rows(len(split)):
+    for rows in shard_rows(len(split), split.x[:1].nbytes):
         yield Split(
             x=split.x[rows],
             label=split.label[rows],
@@ -177,10 +178,11 @@ def shards(split: Split) -> Iterator[Split]:
         )
 
 
-def shard_rows(count: int) -> Iterator[slice]:
-    """The rows of each shard of a split of `count` examples."""
-    for start in range(0, max(count, 1), ROWS_PER_SHARD):
-        yield slice(start, min(start + ROWS_PER_SHARD, count))
+def shard_rows(count: int, example_bytes: int) -> Iterator[slice]:
+    """The rows of each shard of a split of `count` examples of so many bytes."""
+    most = min(ROWS_PER_SHARD, max(1, SHARD_BYTES // max(1, example_bytes)))
+    for start in range(0, max(count, 1), most):
+        yield slice(start, min(start + most, count))
 
 
 def _table(split: Split) -> pa.Table:

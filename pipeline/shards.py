@@ -10,10 +10,13 @@ import ray.data
 from ray.train import DataConfig
 
 
-def read_shuffled(paths: list[Path], *, column: str, block_bytes: int, seed: int) -> Any:
+def read_shuffled(
+    paths: list[Path], *, column: str, block_bytes: int, readers: int, seed: int
+) -> Any:
     """A ray.data.Dataset of one column, its files in another order at each pass.
 
-    block_bytes: about so much is read and handed to a worker at a time.
+    block_bytes: about so much is read and handed to a worker at a time. readers: files that are
+    decoded at a time, at most.
     """
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
@@ -27,6 +30,7 @@ def read_shuffled(paths: list[Path], *, column: str, block_bytes: int, seed: int
         shuffle=ray.data.FileShuffleConfig(seed=seed),
         # The workers have taken the CPUs; readers that waited for one would wait for ever.
         num_cpus=0,
+        concurrency=readers,
     )
 
 

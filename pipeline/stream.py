@@ -74,7 +74,10 @@ class Stream:
         example = self.meta.num_values * self.meta.value_bytes
         paths = shard_paths(Path(self.prepared), NAME)
         block_bytes = min(rows * example, BLOCK_BYTES)
-        return {NAME: read_shuffled(paths, column="x", block_bytes=block_bytes, seed=seed)}
+        dataset = read_shuffled(
+            paths, column="x", block_bytes=block_bytes, readers=max(2, num_workers), seed=seed
+        )
+        return {NAME: dataset}
 
     def dataset(self) -> StreamedDataset:
         """The batches of the Ray Train worker that calls this."""

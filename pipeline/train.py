@@ -37,6 +37,8 @@ KEPT_CHECKPOINTS = 2
 LESS_MEMORY = "training.batch_size, scaling.num_workers or training.memory_limit_mb"
 # Until a group of workers whose node has gone is given up for a smaller one.
 START_VARIABLE, ELASTIC_START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10"
+# Between looks for room for more workers; taking them in starts the group anew.
+RESIZE_SECONDS = 20.0
 
 
 def train(params: Params, prepared: Path, best: Path, model_out: Path, out: Path) -> None:
@@ -141,6 +143,7 @@ def run_workers(
                 else scaling.num_workers,
                 use_gpu=scaling.use_gpu,
                 resources_per_worker={"CPU": scaling.threads_per_worker},
+                elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             ),
             run_config=RunConfig(
                 name=run.name,

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from tests.end_to_end.conftest import BIN, LONGEST_SECONDS
+from tests.end_to_end.test_faults import children
 from tests.pipeline.servers import free_port, wait_for
 
 
@@ -46,11 +47,14 @@ class Node:
                 [*wrapper, *command, *options], stdout=log, stderr=log, env=environment
             )
 
+    def below(self, title: str) -> list[psutil.Process]:
+        """Processes of this node that have a title."""
+        return children(self.process, title)
+
     def kill(self) -> None:
         """kill -9 of the raylet: the node is lost, with all that runs on it."""
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            if "raylet/raylet" in " ".join(child.cmdline()):
-                child.send_signal(signal.SIGKILL)
+        for raylet in self.below("raylet/raylet"):
+            raylet.send_signal(signal.SIGKILL)
         self.stop()
 
     def stop(self) -> None:
@@ -107,6 +111,15 @@ class Cluster:
         node = Node([f"--address={self.address}"], self.environment, num_cpus, wrapper)
         self.nodes.append(node)
         return node
+
+    def lose(self, node: Node) -> None:
+        """A node dies, and doesn't come back."""
+        node.kill()
+        self.nodes.remove(node)
+
+    def workers(self) -> int:
+        """Workers of Ray Train that are there, on all nodes."""
+        return sum(len(node.below("ray::RayTrainWorker")) for node in self.nodes)
 
     def until_nodes(self, count: int) -> None:
         """Wait until so many nodes are alive."""

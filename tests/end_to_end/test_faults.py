@@ -48,7 +48,9 @@ def epochs_logged(project: Project) -> list[int]:
     return [json.loads(line)["epoch"] for line in lines if line.endswith("\n")]
 
 
-def children(process: subprocess.Popen[str], title: str) -> list[psutil.Process]:
+def children(
+    process: subprocess.Popen[str] | subprocess.Popen[bytes], title: str
+) -> list[psutil.Process]:
     """Processes below this one that have a title."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):

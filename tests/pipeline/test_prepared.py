@@ -70,6 +70,19 @@ def test_round_trip_over_any_number_of_shards(
         np.testing.assert_array_equal(found.content, splits[name].content)
 
 
+def test_large_examples_lie_in_shards_of_few():
+    def lengths(count: int, example_bytes: int) -> list[int]:
+        rows = list(prepared.shard_rows(count, example_bytes))
+        assert rows[0].start == 0
+        assert rows[-1].stop == count
+        return [part.stop - part.start for part in rows]
+
+    assert lengths(20_000, 784) == [8192, 8192, 3616]
+    assert lengths(3_000, 64 * 64 * 3) == [1365, 1365, 270]
+    assert lengths(3, 2**25) == [1, 1, 1]
+    assert lengths(0, 784) == [0]
+
+
 def test_the_hash_sees_every_value_id_label_shape_and_the_space(tmp_path: Path):
     def fresh() -> dict[str, Split]:
         return toy(np.random.default_rng(1), (1, 2, 3))

@@ -202,6 +202,37 @@ def test_two_ranks_train_as_one(trained_by_two_ranks, name):
         torch.testing.assert_close(parameter, other, rtol=1e-3, atol=1e-5)
 
 
+def _interrupted_rank(rank, world_size, folder):
+    """Trains to the end, and again with an interruption half-way; rank 0 writes both."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size
+    )
+    config = replace(CONFIG, batch_size=96)
+    for name, stops in {"straight": (4,), "resumed": (2, 4)}.items():
+        state = TrainingState()
+        for stop in stops:
+            model = new_model()
+            if stop == 4 and name == "resumed":
+                state = load_state(model, Path(folder) / "half")
+            train(model, replace(config, epochs=stop), state)
+            dist.barrier()
+            if rank == 0:
+                save_state(model, state, Path(folder) / ("half" if stop == 2 else name))
+            dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_that_go_on_are_equal_to_the_bit(tmp_path, world_size):
+    """Sums over three ranks depend on where in DDP's buckets a gradient lies."""
+    spawn(_interrupted_rank, args=(world_size, str(tmp_path)), nprocs=world_size)
+    straight, resumed = new_model(), new_model()
+    load_state(straight, tmp_path / "straight")
+    load_state(resumed, tmp_path / "resumed")
+    assert same_weights(straight.state_dict(), resumed.state_dict())
+
+
 def test_training_in_one_process_never_loads_torchs_compiler():
     """It costs 1.4 s; torch.optim.Optimizer would load it."""
     code = (
