@@ -11,7 +11,7 @@ from typing import TypeVar
 Case = TypeVar("Case")
 
 SOAK = os.environ.get("TIGHTBOUND_SOAK") == "1"
-KILLS = range(20 if SOAK else 2)  # of each kind: seeds of the moment
+KILLS = int(os.environ.get("TIGHTBOUND_KILLS", "20" if SOAK else "2"))  # of each kind
 # By default another third each day; pytest's header shows the seed, to repeat it.
 SEED = int(os.environ.get("TIGHTBOUND_SEED", int(time.time()) // 86_400))
 

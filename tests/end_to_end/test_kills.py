@@ -7,7 +7,6 @@ Twice each; `make soak` twenty times, or as often as `TIGHTBOUND_KILLS` says.
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -22,14 +21,13 @@ import pandas as pd
 import psutil
 import pytest
 
-from tests.chance import SEED, SOAK
+from tests.chance import KILLS, SEED, SOAK
 from tests.end_to_end.conftest import LONGEST_SECONDS, Project, finish
 from tests.end_to_end.test_faults import children, kill
 from vae.checkpoint import file_hash
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * LONGEST_SECONDS)]
 
-KILLS = int(os.environ.get("TIGHTBOUND_KILLS", "20" if SOAK else "2"))
 STAGES = {
     "prepare": "data/prepared",
     "selfcheck": "reports/selfcheck.json",
