@@ -155,7 +155,7 @@ def fit(
     trainer = Trainer(model, data, config, objective or Objective(), state)
     while not state.finished(config):
         stats = trainer.epoch()
-        if state.finished(config) and not math.isfinite(state.best_bound):
+        if state.finished(config) and not state.best_weights:
             raise DivergenceError(stats.epoch, trainer.steps_per_epoch, "the validation bound")
         yield stats
 
