@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.store import URI_VARIABLE
 from tests.pipeline.servers import at_home, free_port, mlflow_command, running
+
+
+@pytest.fixture(autouse=True)
+def no_store_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow writes the address that it is given into the environment."""
+    monkeypatch.delenv(URI_VARIABLE, raising=False)
 
 
 @pytest.fixture(scope="session")
