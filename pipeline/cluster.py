@@ -6,8 +6,10 @@ stage. Nothing else differs.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -34,25 +36,36 @@ _ENVIRONMENT = {
     "TUNE_MAX_PENDING_TRIALS_PG": "16",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+# Besides, where no node can be taken away without Ray itself: no process that watches for that.
+_LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
+_leaving: list[threading.Thread] = []  # the end of this process's last local Ray
 
 
 @contextmanager
-def connect(*, object_store_bytes: int = 256 * MEGABYTE) -> Iterator[None]:
+def connect(
+    *, object_store_bytes: int = 256 * MEGABYTE, needs: str | None = None
+) -> Iterator[None]:
     """Join the cluster that `RAY_ADDRESS` names, or start a local Ray, for the block's length.
 
-    object_store_bytes: size of a local Ray's object store; a cluster has its own.
+    object_store_bytes: size of a local Ray's object store; a cluster has its own. needs: a module
+    to import while Ray starts. After the block Ray ends beside what comes next.
     Raises UserError when the cluster does not answer.
     """
-    for name, value in _ENVIRONMENT.items():
+    joined = address()
+    for name, value in (_ENVIRONMENT | ({} if joined else _LOCAL_ENVIRONMENT)).items():
         os.environ.setdefault(name, value)
     set_environment()
+    while _leaving:
+        _leaving.pop().join()
     import ray
 
-    address = os.environ.get(ADDRESS_VARIABLE)
+    if needs:
+        threading.Thread(target=importlib.import_module, args=(needs,), daemon=True).start()
     try:
-        if address:
+        if joined:
             ray.init(
-                address=address,
+                address=joined,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 runtime_env={"env_vars": worker_environment()},
@@ -66,14 +79,23 @@ def connect(*, object_store_bytes: int = 256 * MEGABYTE) -> Iterator[None]:
                 _temp_dir=os.environ.get("TIGHTBOUND_RAY_TMP") or None,
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"the Ray cluster at {address} ({ADDRESS_VARIABLE})" if address else "a local Ray"
+        where = f"the Ray cluster at {joined} ({ADDRESS_VARIABLE})" if joined else "a local Ray"
         raise UserError(f"{where} could not be reached or started: {error}") from error
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
-    finally:
+    except BaseException:
         ray.shutdown()
+        raise
+    # Not a daemon: Python waits for it at its end.
+    _leaving.append(threading.Thread(target=ray.shutdown, name="ray-shutdown"))
+    _leaving[-1].start()
+
+
+def address() -> str | None:
+    """Of the cluster that the stages join; None: each starts a Ray of its own."""
+    return os.environ.get(ADDRESS_VARIABLE) or None
 
 
 def store_size(array_bytes: int) -> int:

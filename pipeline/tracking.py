@@ -18,14 +18,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.stage import UserError, full_disk, is_full_disk, read_json, run_stage, say
 from pipeline.store import (
-    SQLITE,
     Point,
     Store,
     Unreachable,
@@ -216,7 +215,8 @@ def model_run(store: Store, train: Path) -> str:
 class LiveRun:
     """Sends epochs, and this machine's load, to the model's run while it trains.
 
-    From a thread; never blocks, never fails.
+    From a thread; never blocks, never fails. MLflow is imported and its store opened when the first
+    epoch has come, so that training doesn't begin later for it.
     """
 
     def __init__(self, params: Params, facts: Mapping[str, Any]) -> None:
@@ -229,14 +229,7 @@ class LiveRun:
         self._failure: str | None = None
 
     def start(self) -> None:
-        """Import MLflow and open a database in this thread, which is safer; then start the other.
-
-        A server is left to the other thread: it may hang.
-        """
-        import_mlflow()
-        if self._address.startswith(SQLITE):
-            with suppress(Unreachable):
-                _store(self._address, self._experiment)
+        """Wait for epochs, in a thread."""
         self._thread.start()
 
     def log_epoch(self, row: Mapping[str, Any]) -> None:
@@ -244,6 +237,9 @@ class LiveRun:
         self._queue.put(dict(row))
 
     def _work(self, facts: Mapping[str, Any]) -> None:
+        row = self._queue.get()
+        if row is None:
+            return
         try:
             store = _store(self._address, self._experiment)
             title = _model_title(facts)
@@ -251,8 +247,9 @@ class LiveRun:
             run = store.run(facts["name"], title=title, started=facts["started"], tags=tags)
             store.log(run, params=facts["params"])
             with _system_metrics(run, self._address):
-                while (row := self._queue.get()) is not None:
+                while row is not None:
                     store.log(run, points=_epoch_points(row))
+                    row = self._queue.get()
         except Unreachable as error:
             self._failure = str(error)
         except Exception as error:  # a fault of the tracker must never reach the training

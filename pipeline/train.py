@@ -105,7 +105,7 @@ def run_workers(
     scaling = params.scaling
     with (
         runs.claim("train", content_hash, scaling.storage) as run,
-        cluster.connect(object_store_bytes=cluster.store_size(data.nbytes)),
+        cluster.connect(object_store_bytes=cluster.store_size(data.nbytes), needs="pipeline.lean"),
     ):
         import ray
         from ray.train import (
@@ -117,6 +117,7 @@ def run_workers(
         )
         from ray.train.torch import TorchConfig, TorchTrainer
 
+        from pipeline.lean import LocalTrainer
         from pipeline.progress import EpochLines, EpochLog, follow
         from pipeline.shards import EveryRow
 
@@ -131,7 +132,8 @@ def run_workers(
         if scaling.elastic:
             os.environ.setdefault(START_VARIABLE, ELASTIC_START_SECONDS)
         log = run.folder / "epochs.jsonl"
-        trainer = TorchTrainer(
+        lean = not (scaling.elastic or cluster.address())
+        trainer = (LocalTrainer if lean else TorchTrainer)(
             train_worker,
             train_loop_config={"job": job, "data": ray.put(data)},
             datasets=data.ray_datasets(scaling.num_workers, job.training.seed),
