@@ -39,8 +39,6 @@ _ENVIRONMENT = {
 # Besides, where no node can be taken away without Ray itself: no process that watches for that.
 _LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
-_leaving: list[threading.Thread] = []  # the end of this process's last local Ray
-
 
 @contextmanager
 def connect(
@@ -49,15 +47,13 @@ def connect(
     """Join the cluster that `RAY_ADDRESS` names, or start a local Ray, for the block's length.
 
     object_store_bytes: size of a local Ray's object store; a cluster has its own. needs: a module
-    to import while Ray starts. After the block Ray ends beside what comes next.
+    to import while Ray starts.
     Raises UserError when the cluster does not answer.
     """
     joined = address()
     for name, value in (_ENVIRONMENT | ({} if joined else _LOCAL_ENVIRONMENT)).items():
         os.environ.setdefault(name, value)
     set_environment()
-    while _leaving:
-        _leaving.pop().join()
     import ray
 
     if needs:
@@ -85,12 +81,8 @@ def connect(
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
-    except BaseException:
+    finally:
         ray.shutdown()
-        raise
-    # Not a daemon: Python waits for it at its end.
-    _leaving.append(threading.Thread(target=ray.shutdown, name="ray-shutdown"))
-    _leaving[-1].start()
 
 
 def address() -> str | None:

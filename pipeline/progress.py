@@ -39,9 +39,13 @@ class TrialLog(Callback):
     Tune calls it in the driver. A trial is shown when it is safe: it will never be run again.
     """
 
-    def __init__(self, space: Space, journal: Journal, model: VAEConfig, before: int) -> None:
-        """before: trials that were finished by an earlier start and are not run."""
-        self.space, self.journal, self.before = space, journal, before
+    def __init__(
+        self, space: Space, journal: Journal, model: VAEConfig, before: int, last: bool
+    ) -> None:
+        """before: trials that were finished by an earlier start and are not run. last: no further
+        run takes up the trials that this one leaves.
+        """
+        self.space, self.journal, self.before, self.last = space, journal, before, last
         self.discrete = model.space != "continuous"
         self.dims = math.prod(model.data_shape)
 
@@ -71,6 +75,9 @@ class TrialLog(Callback):
         self._finish(trials, trial, row, outcome)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        # Tune gives up at once a trial whose process dies before the trial has begun in it.
+        if not self.last and trial.run_metadata.num_failures <= trial.max_failures:
+            return
         row = {"status": "died", "error": _reason(trial)}
         self._finish(trials, trial, row, "died; the others go on")
 

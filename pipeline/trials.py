@@ -81,7 +81,15 @@ def run_trials(
             )
             with cluster.connect(object_store_bytes=cluster.store_size(arrays.nbytes)):
                 require_shared(run.storage, key="scaling.storage")
-                _run(params, setting, arrays, journal, todo, run.address)
+                for left in reversed(range(params.scaling.max_failures + 1)):
+                    _run(params, setting, arrays, journal, todo, run.address, last=not left)
+                    todo = [
+                        trial
+                        for trial in _known(params, space, journal)
+                        if not ((record := journal.records.get(journal.id(trial))) and record.row)
+                    ]
+                    if not todo:
+                        break
         rows = _rows(journal, _known(params, space, journal))
         journal.clear()
     return rows
@@ -94,6 +102,8 @@ def _run(
     journal: Journal,
     todo: Sequence[Trial] | None,
     address: str,
+    *,
+    last: bool,
 ) -> None:
     from ray import tune
 
@@ -132,7 +142,7 @@ def _run(
             name=f"{ATTEMPT}{time.time_ns()}",
             storage_path=address,
             verbose=0,
-            callbacks=[TrialLog(setting.space, journal, setting.job.model, before)],
+            callbacks=[TrialLog(setting.space, journal, setting.job.model, before, last)],
         ),
     )
     with steps("sweep", total, "trial", lines=total, done=before), warnings.catch_warnings():

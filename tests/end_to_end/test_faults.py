@@ -191,8 +191,11 @@ def test_changed_training_starts_anew(undisturbed: Undisturbed):
     """A changed learning rate must never go on from the old weights."""
     project = undisturbed.project
     project.change({"training.learning_rate": 0.001})
-    output = project.stage("train")
-    assert f"epoch   1/{EPOCHS}" in output
+    start = time.time()
+    project.stage("train")
+    history = pd.read_csv(project.folder / "reports" / "train" / "history.csv")
+    assert history["epoch"].tolist() == list(range(1, EPOCHS + 1))
+    assert min(history["time"]) > start
     assert Outcome.of(project).weights != undisturbed.outcome.weights
     assert len(logs(project)) == 2
 
@@ -204,6 +207,22 @@ def test_killed_trial_is_run_again_and_the_sweep_completes(unswept: Project, see
     until(lambda: bool(children(process, "ray::ImplicitFunc")), process)
     time.sleep(random.Random(seed).uniform(0.5, 3))
     kill(children(process, "ray::ImplicitFunc")[0])
+    finish(process)
+    assert trials(unswept)["status"].tolist() == ["ok"] * 4
+
+
+@pytest.mark.parametrize("seed", range(KILLS))
+def test_process_killed_between_two_trials(unswept: Project, seed: int):
+    """Tune gives up the trial that was about to begin in it."""
+    process = unswept.start(*unswept.stage_command("sweep"))
+    assert process.stdout is not None
+    while " 1/4 " not in process.stdout.readline():
+        assert process.poll() is None, "it ended before"
+    time.sleep(random.Random(seed).uniform(0, 0.3))
+    for child in children(process, "ray::"):
+        if "train" in child.cmdline()[0] or "ImplicitFunc" in child.cmdline()[0]:
+            kill(child)
+            break
     finish(process)
     assert trials(unswept)["status"].tolist() == ["ok"] * 4
 

@@ -25,7 +25,7 @@ CARRIERS = {
     for name in ("params", "fields", "yaml_file", "stage", "terminal", "prepared")
 }
 CARRIERS |= {f"pipeline/{name}.py" for name in ("cluster", "progress", "reach", "runs", "storage")}
-CARRIERS |= {f"pipeline/{name}.py" for name in ("store", "tracking", "worker_faults")}
+CARRIERS |= {f"pipeline/{name}.py" for name in ("lean", "store", "tracking", "worker_faults")}
 CARRIERS |= {"vae/files.py"}
 # What is imported by what a stage imports, and decides nothing of what the stage writes. A picture
 # of the sweep is no reason to train again.
