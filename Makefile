@@ -5,8 +5,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 .PHONY: help run test test-slow test-all soak lint format report ui sync submit promote rollback \
-  serve clean \
-  lock
+  serve clean bench experiment lock
 
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PATH := $(VIRTUAL_ENV)/bin:$(PATH)
@@ -36,6 +35,8 @@ help:
 	@echo "make serve      the champion as a web service on port 5001"
 	@echo "make test       the quick tests;  make test-all: also the slow ones"
 	@echo "make soak       all bad input, and faults of the machine many times over; hours"
+	@echo "make bench      speed against other libraries, side by side; MNIST=folder that has it"
+	@echo "make experiment NAME=iwae-table1-vae-k1   a published setting (experiments/); MNIST=folder that has it"
 	@echo "make lint       style and types;  make format: mend the style"
 	@echo "make clean      remove what can be made again; registry and DVC's cache stay"
 	@echo "make lock       pin the newest versions that pyproject.toml allows"
@@ -64,7 +65,23 @@ soak: $(INSTALLED)
 	@TIGHTBOUND_SOAK=1 pytest -q --timeout 0 tests/pipeline/test_bad_data.py \
 	  tests/pipeline/test_bad_input_commands.py tests/pipeline/test_disk.py \
 	  tests/pipeline/test_train_faults.py tests/end_to_end/test_faults.py \
-	  tests/end_to_end/test_kills.py tests/end_to_end/test_tracking_faults.py $(SOAK)
+	  tests/end_to_end/test_two_nodes.py tests/end_to_end/test_kills.py \
+	  tests/end_to_end/test_tracking_faults.py --junitxml=bench/soak.xml $(SOAK)
+
+# CHANGES: more params on top of the overlay, such as CHANGES="training.epochs=10".
+experiment: $(INSTALLED) $(CHECKED)
+	@python -m pipeline.experiment "$(or $(NAME),$(error which one? make experiment NAME=iwae-table1-vae-k1; all: experiments/))" \
+	  $(if $(MNIST),data.root="$(abspath $(MNIST))") $(CHANGES)
+
+# The peers have an environment of their own. MNIST: a root of torchvision.datasets.MNIST.
+BENCHED := .venv-bench/.installed
+bench: $(INSTALLED) $(BENCHED)
+	@python -m bench.compare $(if $(MNIST),--mnist "$(MNIST)")
+
+$(BENCHED): bench/requirements.txt | uv
+	@$(UV) venv --quiet --clear --python "$(PYTHON)" .venv-bench
+	@$(UV) pip install --quiet --python .venv-bench/bin/python -r $<
+	@touch $@
 
 lint: $(INSTALLED)
 	@ruff check

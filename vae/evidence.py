@@ -26,6 +26,7 @@ from vae.importance_weights import (
     Generators,
     WeightStream,
     draw_with_log_prob,
+    joined,
     noise_blocks,
     seeded_sample,
     standard_normal,
@@ -44,8 +45,8 @@ __all__ = [
     "prior_monte_carlo",
 ]
 
-CHUNK_VALUES = {"cpu": 2**18, "cuda": 2**26}
-"""Decoder outputs held at a time by default: about a cache on a CPU, a few hundred MB on a GPU."""
+CHUNK_VALUES = {"cpu": 2**20, "cuda": 2**26}
+"""Decoder outputs held at a time by default: the fastest on a CPU, a few hundred MB on a GPU."""
 
 FIRST_STOP = 256
 STOP_ESS, STOP_KHAT = 200.0, 0.5
@@ -99,10 +100,10 @@ def importance_sampling(
         places = torch.arange(len(x), device=like.device)
         parts: list[tuple[Tensor, Evidence]] = []
         for stop in _stops(num_samples, target_se):
-            for noise in noise_blocks(
-                source.noise, stop - stream.seen, _chunk_size(source.x, chunk_size)
-            ):
-                stream.add(*source.weigh(noise))
+            chunk = _chunk_size(source.x, chunk_size)
+            noise = noise_blocks(source.noise, stop - stream.seen, chunk)
+            for log_w, log_px_z in joined(map(source.weigh, noise)):
+                stream.add(log_w, log_px_z)
             evidence = stream.evidence()
             done = torch.ones_like(places, dtype=torch.bool)
             if stop < num_samples and target_se is not None:
@@ -190,8 +191,9 @@ def prior_monte_carlo(
             return log_px_z, log_px_z
 
         stream = _new_stream(model, num_samples, x)
-        for z in noise_blocks(draw, num_samples, _chunk_size(x, chunk_size)):
-            stream.add(*weigh(z))
+        blocks = noise_blocks(draw, num_samples, _chunk_size(x, chunk_size))
+        for log_w, log_px_z in joined(map(weigh, blocks)):
+            stream.add(log_w, log_px_z)
     return stream.evidence().map(torch.clone)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -27,6 +27,9 @@ Simpson, Gelman, Yao and Gabry 2024, arXiv:1507.02646)."""
 
 NOISE_BLOCK = 16
 """Samples of each example whose noise is drawn at a time, whatever the chunk size."""
+
+JOINED_SAMPLES = 256
+"""Samples of each example that are taken into the sums at a time, at least."""
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 """Where noise comes from: one source, one for each example, or torch's default one."""
@@ -251,6 +254,31 @@ def noise_blocks(
         yield joined[:wanted]
         pending = joined[wanted:]
         num_samples -= wanted
+
+
+def joined(weights: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what comes, pairs of (C, B), joined to a few hundred samples at a time.
+
+    With many examples a chunk is a few samples of each, and taking it into the sums would cost as
+    much as decoding it.
+    """
+    waiting: list[tuple[Tensor, Tensor]] = []
+    count = 0
+    for pair in weights:
+        waiting.append(pair)
+        count += pair[0].shape[0]
+        if count >= JOINED_SAMPLES:
+            yield _together(waiting)
+            waiting, count = [], 0
+    if waiting:
+        yield _together(waiting)
+
+
+def _together(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    if len(pairs) == 1:
+        return pairs[0]
+    log_w, log_px_z = zip(*pairs, strict=True)
+    return torch.cat(log_w), torch.cat(log_px_z)
 
 
 def draw_with_log_prob(q: Distribution, eps: Tensor) -> tuple[Tensor, Tensor]:
