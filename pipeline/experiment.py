@@ -76,7 +76,7 @@ def run(name: str, changes: dict[str, str]) -> int:
         command += ["--set-param", override]
     code = subprocess.run(command).returncode
     if code == 0:
-        say(f"experiment {name}: dvc exp show; dvc metrics show {name}; dvc exp apply {name}")
+        say(f"experiment {name}: dvc exp show; dvc metrics diff HEAD {name}; dvc exp apply {name}")
     return code
 
 
