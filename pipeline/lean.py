@@ -20,8 +20,8 @@ class LocalTrainer(TorchTrainer):
 
     Left out: the actor that asks an autoscaler for nodes; the one that frees placement groups of a
     controller that died (a local Ray dies with it); and, where nothing goes through Ray Data, the
-    one that splits its data sets. Ray has no public way to leave them out; where a later Ray has
-    none of these names, its own trainer does the same, later.
+    one that splits its data sets. Ray has no public way to leave them out, hence the private names;
+    `TorchTrainer` in its place trains the same, and starts 5 s later.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
