@@ -20,6 +20,8 @@ from tests.end_to_end.conftest import BIN, LONGEST_SECONDS
 from tests.end_to_end.test_faults import children
 from tests.pipeline.servers import free_port, wait_for
 
+STARTS, SETTLED_SECONDS = 3, 3.0
+
 
 class Node:
     """One `ray start --block`, with a temporary folder of its own, run by `wrapper`."""
@@ -46,6 +48,17 @@ class Node:
             self.process = subprocess.Popen(
                 [*wrapper, *command, *options], stdout=log, stderr=log, env=environment
             )
+
+    def stays_up(self) -> bool:
+        """Whether it has started, and is still there a few seconds later."""
+        started = 0.0
+        while self.process.poll() is None:
+            if not started and "Ray runtime started" in self.log.read_text():
+                started = time.monotonic()
+            if started and time.monotonic() - started > SETTLED_SECONDS:
+                return True
+            time.sleep(0.2)
+        return False
 
     def below(self, title: str) -> list[psutil.Process]:
         """Processes of this node that have a title."""
@@ -107,10 +120,16 @@ class Cluster:
         self.until_nodes(1)
 
     def add(self, num_cpus: int, wrapper: Sequence[str] = ()) -> Node:
-        """A further node, run by a command; returns at once, see `until_nodes`."""
-        node = Node([f"--address={self.address}"], self.environment, num_cpus, wrapper)
-        self.nodes.append(node)
-        return node
+        """A further node, run by a command; one whose raylet falls at its start is tried again, as
+        whoever runs a cluster would. See `until_nodes`.
+        """
+        for _ in range(STARTS):
+            node = Node([f"--address={self.address}"], self.environment, num_cpus, wrapper)
+            if node.stays_up():
+                self.nodes.append(node)
+                return node
+            node.stop()
+        pytest.fail(f"a node did not start, {STARTS} times")
 
     def lose(self, node: Node) -> None:
         """A node dies, and doesn't come back."""
