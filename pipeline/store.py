@@ -16,7 +16,7 @@ import os
 import subprocess
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -215,14 +215,14 @@ class Store:
         """
         from mlflow.entities import Metric, Param, RunTag
 
+        points = list(points)
         with self.failures():
             data = self.client.get_run(run_id).data
-            metrics = [
-                Metric(point.key, float(point.value), _ms(point.time), point.step)
-                for point in self._missing(run_id, points, data.metrics)
-            ]
+            self.extend(
+                run_id, points, self.steps(run_id, {p.key for p in points} & {*data.metrics})
+            )
             now = _ms(time.time())
-            metrics += [
+            metrics = [
                 Metric(key, float(value), now, 0)
                 for key, value in (current or {}).items()
                 if is_finite(value) and data.metrics.get(key) != float(value)
@@ -237,25 +237,43 @@ class Store:
                 for key, value in (tags or {}).items()
                 if data.tags.get(key) != str(value)
             ]
-            for start in range(0, len(metrics), METRICS_PER_CALL):
-                self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL])
+            self._log_metrics(run_id, metrics)
             for start in range(0, len(new_params), PARAMS_PER_CALL):
                 self.client.log_batch(run_id, params=new_params[start : start + PARAMS_PER_CALL])
             if new_tags:
                 self.client.log_batch(run_id, tags=new_tags)
 
-    def _missing(
-        self, run_id: str, points: Iterable[Point], present: Mapping[str, float]
-    ) -> list[Point]:
-        """Those points whose key has no value yet at their step."""
-        by_key: dict[str, dict[int, Point]] = {}
-        for point in points:
-            if is_finite(point.value):
-                by_key.setdefault(point.key, {})[point.step] = point
-        for key in by_key.keys() & present.keys():
-            for metric in self.client.get_metric_history(run_id, key):
-                by_key[key].pop(metric.step, None)
-        return [point for steps in by_key.values() for point in steps.values()]
+    def steps(self, run_id: str, keys: Iterable[str]) -> dict[str, set[int]]:
+        """The steps at which the run has values, by metric."""
+        with self.failures():
+            return {
+                key: {metric.step for metric in self.client.get_metric_history(run_id, key)}
+                for key in keys
+            }
+
+    def extend(self, run_id: str, points: Iterable[Point], present: dict[str, set[int]]) -> None:
+        """Send points at steps that are not in `present` (see `steps`), which then has them too."""
+        from mlflow.entities import Metric
+
+        missing = {
+            (point.key, point.step): point
+            for point in points
+            if is_finite(point.value) and point.step not in present.get(point.key, ())
+        }
+        self._log_metrics(
+            run_id,
+            [
+                Metric(point.key, float(point.value), _ms(point.time), point.step)
+                for point in missing.values()
+            ],
+        )
+        for key, step in missing:
+            present.setdefault(key, set()).add(step)
+
+    def _log_metrics(self, run_id: str, metrics: Sequence[Any]) -> None:
+        with self.failures():
+            for start in range(0, len(metrics), METRICS_PER_CALL):
+                self.client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL])
 
     def log_data(self, run_id: str, meta: Mapping[str, Any]) -> None:
         """Name the data (meta.json) as the run's input, once: name, hash, shape and counts."""

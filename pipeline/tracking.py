@@ -246,14 +246,27 @@ class LiveRun:
             tags = _hash_tags(facts) | {"tightbound.kind": "model"}
             run = store.run(facts["name"], title=title, started=facts["started"], tags=tags)
             store.log(run, params=facts["params"])
+            present = store.steps(run, EPOCH_METRICS.values())
             with _system_metrics(run, self._address):
-                while row is not None:
-                    store.log(run, points=_epoch_points(row))
-                    row = self._queue.get()
+                for rows in self._batches(row):
+                    points = [point for each in rows for point in _epoch_points(each)]
+                    store.extend(run, points, present)
         except Unreachable as error:
             self._failure = str(error)
         except Exception as error:  # a fault of the tracker must never reach the training
             self._failure = f"{type(error).__name__}: {error}"
+
+    def _batches(self, row: Mapping[str, Any] | None) -> Iterator[list[Mapping[str, Any]]]:
+        """`row` and what comes after it, until `close`: each time all that has queued up."""
+        rows = []
+        while row is not None:
+            rows.append(row)
+            if self._queue.empty():
+                yield rows
+                rows = []
+            row = self._queue.get()
+        if rows:
+            yield rows
 
     def close(self, wait: float) -> None:
         """Send what is queued, for at most `wait` seconds, and warn if that fails."""

@@ -290,6 +290,32 @@ def test_live_epochs_and_the_mirror_make_one_run_without_duplicates() -> None:
     assert sorted(steps) == [1, 2, 3, 4, 5]
 
 
+def test_live_epochs_are_sent_once_and_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that goes on repeats an epoch or two; its cost must not grow with the epochs."""
+    from mlflow import MlflowClient
+
+    params = builders.params()
+    facts = builders.run_facts("train-0001")
+    looked_up = []
+    history = MlflowClient.get_metric_history
+    monkeypatch.setattr(
+        MlflowClient,
+        "get_metric_history",
+        lambda self, run_id, key: looked_up.append(key) or history(self, run_id, key),
+    )
+    for epochs in (range(1, 31), range(29, 61)):
+        looked_up.clear()
+        with tracking.live_run(params, facts) as run:
+            for epoch in epochs:
+                run.log_epoch(builders.epoch_row(epoch))
+                time.sleep(0.001)
+            run.log_epoch(builders.epoch_row(epochs[-1]))
+        assert sorted(looked_up) == sorted(tracking.EPOCH_METRICS.values())
+    run_id = known_run("train-0001")
+    steps = [m.step for m in history(open_store(params).client, run_id, "valid/elbo")]
+    assert sorted(steps) == list(range(1, 61))
+
+
 def test_a_dvc_experiments_run_bears_its_name(project: Path) -> None:
     facts = builders.run_facts("train-0002", **{"model.likelihood": "gaussian"})
     facts["params"]["model.latent_dim"] = 2
