@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Gamma, Laplace, Normal, StudentT, constraints
-from torch.nn.functional import log_softmax, logsigmoid
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, logsigmoid
 
 from vae.numerics import (
     LOG_SQRT_TWO_PI,
@@ -135,13 +135,16 @@ class BernoulliPixels(Factorised):
         return logsigmoid(self.logits * (2 * x - 1))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """As `values_log_prob` summed; where no gradient is wanted, at half its cost."""
-        if torch.is_grad_enabled() or self.logits.dtype not in (torch.float32, torch.float64):
-            return super().log_prob(value)
+        """As `values_log_prob` summed, at half its cost."""
         if self._validate_args:
             self._validate_sample(value)
-        sign = 2 * value.to(device=self.logits.device, dtype=self.logits.dtype) - 1
-        return sum_log_sigmoid(self.logits * sign, len(self.event_shape))
+        event_dims = len(self.event_shape)
+        x = value.to(device=self.logits.device, dtype=self.logits.dtype)
+        if torch.is_grad_enabled() or self.logits.dtype not in (torch.float32, torch.float64):
+            logits, x = torch.broadcast_tensors(self.logits, x)
+            losses = binary_cross_entropy_with_logits(logits, x, reduction="none")
+            return -sum_event(losses, event_dims)
+        return sum_log_sigmoid(self.logits * (2 * x - 1), event_dims)
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
         return torch.bernoulli(self.mean.expand(self._extended_shape(sample_shape)))

@@ -131,7 +131,7 @@ class Bernoulli(Likelihood):
     outputs_per_value = 1
 
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
-        return families.BernoulliPixels(raw[0], len(self.data_shape))
+        return families.BernoulliPixels(raw.squeeze(0), len(self.data_shape))
 
     def initial_bias(self, mean: Tensor, std: Tensor) -> Tensor:
         return torch.logit(mean.clamp(1e-3, 1 - 1e-3))[None]
@@ -158,7 +158,8 @@ class Gaussian(Likelihood):
     outputs_per_value = 2
 
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
-        return _gaussian(self, raw[0], self._scale(raw[1]), loc, scale)
+        location, raw_scale = raw
+        return _gaussian(self, location, self._scale(raw_scale), loc, scale)
 
     def initial_bias(self, mean: Tensor, std: Tensor) -> Tensor:
         mu, sigma = self._start(mean, std)
@@ -192,7 +193,7 @@ class GaussianShared(Likelihood):
         self.raw_scale = nn.Parameter(torch.zeros(()))
 
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
-        return _gaussian(self, raw[0], self._scale(self.raw_scale), loc, scale)
+        return _gaussian(self, raw.squeeze(0), self._scale(self.raw_scale), loc, scale)
 
     def initial_bias(self, mean: Tensor, std: Tensor) -> Tensor:
         mu, sigma = self._start(mean, std)
@@ -215,7 +216,7 @@ class GaussianUnit(Likelihood):
     outputs_per_value = 1
 
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
-        return _gaussian(self, raw[0], raw.new_ones(()), loc, scale)
+        return _gaussian(self, raw.squeeze(0), raw.new_ones(()), loc, scale)
 
     def initial_bias(self, mean: Tensor, std: Tensor) -> Tensor:
         return self._start(mean, std)[0][None]
@@ -232,7 +233,7 @@ class ContinuousBernoulli(Likelihood):
     outputs_per_value = 1
 
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
-        return families.ContinuousBernoulliGrey(raw[0], len(self.data_shape))
+        return families.ContinuousBernoulliGrey(raw.squeeze(0), len(self.data_shape))
 
     def initial_bias(self, mean: Tensor, std: Tensor) -> Tensor:
         mean = mean.double().clamp(0.5, LEVELS - 1.5)
@@ -263,7 +264,8 @@ class DiscretizedLogistic(Likelihood):
     outputs_per_value = 2
 
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
-        return families.DiscretizedLogistic(raw[0], self._scale(raw[1]), len(self.data_shape))
+        location, raw_scale = raw
+        return families.DiscretizedLogistic(location, self._scale(raw_scale), len(self.data_shape))
 
     def initial_bias(self, mean: Tensor, std: Tensor) -> Tensor:
         mu, sigma = self._start(mean, std)
@@ -320,7 +322,8 @@ class DiscretizedGaussian(Likelihood):
     outputs_per_value = 2
 
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
-        return families.DiscretizedGaussian(raw[0], self._scale(raw[1]), len(self.data_shape))
+        location, raw_scale = raw
+        return families.DiscretizedGaussian(location, self._scale(raw_scale), len(self.data_shape))
 
     def initial_bias(self, mean: Tensor, std: Tensor) -> Tensor:
         mu, sigma = self._start(mean, std)
@@ -386,8 +389,9 @@ class StudentT(Likelihood):
     outputs_per_value = 3
 
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
-        df = 1 + softplus(raw[2])
-        location, width = loc + scale * raw[0], scale * self._scale(raw[1])
+        raw_location, raw_scale, raw_df = raw
+        df = 1 + softplus(raw_df)
+        location, width = loc + scale * raw_location, scale * self._scale(raw_scale)
         base = families.StableStudentT(df, location, width, validate_args=False)
         return families.FactorisedBase(base, len(self.data_shape))
 
@@ -410,7 +414,8 @@ class LaplaceLikelihood(Likelihood):
     outputs_per_value = 2
 
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
-        base = Laplace(loc + scale * raw[0], scale * self._scale(raw[1]), validate_args=False)
+        location, raw_scale = raw
+        base = Laplace(loc + scale * location, scale * self._scale(raw_scale), validate_args=False)
         return families.FactorisedBase(base, len(self.data_shape))
 
     def initial_bias(self, mean: Tensor, std: Tensor) -> Tensor:

@@ -23,18 +23,19 @@ LOG_SQRT_TWO_PI = 0.5 * math.log(2 * math.pi)
 def sum_log_sigmoid(t: Tensor, event_dims: int) -> Tensor:
     """Σ log σ(t) over the last `event_dims` dimensions, without a gradient; overwrites t.
 
-    log σ(t) = min(t, 0) - log(1 + exp(-|t|)). Each factor 1 + exp(-|t|) lies in (1, 2], so a
-    hundred of them are multiplied before one logarithm is taken.
+    log σ(t) = (t - |t|)/2 + log σ(|t|). As σ(|t|) is at least 1/2, a hundred of them are multiplied
+    before one logarithm is taken. The error is that of a sum of |t|, about 1e-7 of it in float32.
     """
     t = t.flatten(-event_dims)
-    linear = t.clamp_max(0).sum(-1)
-    factors = t.abs_().neg_().exp_().add_(1)
+    linear = t.sum(-1)
+    linear = (linear - t.abs_().sum(-1)).mul_(0.5)
+    factors = t.sigmoid_()
     whole = t.shape[-1] // 100 * 100
     parts = [factors[..., :whole].unflatten(-1, (-1, 100)).prod(-1)] if whole else []
     if whole < t.shape[-1]:
         parts.append(factors[..., whole:].prod(-1, keepdim=True))
     for part in parts:
-        linear -= part.log_().sum(-1)
+        linear += part.log_().sum(-1)
     return linear
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.adamw import adamw
 
-BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+BETAS, EPS = (0.9, 0.999), 1e-8
 SLOTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -25,13 +25,14 @@ class AdamW:
 
     def __init__(
         self,
-        parameters: Mapping[str, nn.Parameter],
+        parameters: Mapping[str, Tensor],
         *,
         weight_decay: float = 0.0,
+        betas: tuple[float, float] = BETAS,
         tensors: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.parameters = dict(parameters)
-        self.weight_decay = weight_decay
+        self.weight_decay, self.betas = weight_decay, betas
         self.tensors = {
             key: value.clone().to(self.parameters[key.rpartition("/")[0]].device)
             for key, value in (tensors or {}).items()
@@ -60,8 +61,8 @@ class AdamW:
             steps,
             fused=True,
             amsgrad=False,
-            beta1=BETA1,
-            beta2=BETA2,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
             lr=learning_rate,
             weight_decay=self.weight_decay,
             eps=EPS,

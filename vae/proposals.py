@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from vae.model import VAE, check_name
+from vae.optimizer import AdamW
 from vae.posteriors import CholeskyNormal
 from vae.priors import Reparameterized
 
@@ -110,11 +111,10 @@ def _mode_and_axes(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
     q = encoder_proposal(model, x)
     start, scale = q.mean, q.variance.sqrt()
     whitened = torch.zeros_like(start)
-    optimizer = torch.optim.Adam([whitened], lr=0.3, betas=(0.9, 0.99))
+    optimizer = AdamW({"z": whitened}, betas=(0.9, 0.99))
     for step in range(MODE_STEPS):
-        optimizer.param_groups[0]["lr"] = 0.3 * (1 - step / MODE_STEPS)
         whitened.grad = -scale * _gradient(model, x, start + scale * whitened)
-        optimizer.step()
+        optimizer.step(0.3 * (1 - step / MODE_STEPS))
     mode = start + scale * whitened
     axes = _inverse_root(_curvature(model, x, mode, 0.1 * scale))
     for _ in range(NEWTON_STEPS):

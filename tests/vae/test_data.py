@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from vae.data import BLOCK, Dataset, NoiseShape
+from vae.data import BLOCK, Dataset, NoiseShape, draw_pixels
 
 NOISE = NoiseShape(num_samples=3, noise_dim=5, dequantize=True, dtype=torch.float32)
 
@@ -91,6 +92,21 @@ def test_noise_is_standard_normal_and_uniform():
     assert batch.u.min() >= 0
     assert batch.u.max() < 1
     assert abs(batch.u.mean().item() - 0.5) < 4 * (1 / 12 / batch.u.numel()) ** 0.5
+
+
+def test_pixels_are_drawn_with_their_grey_levels_probability():
+    """Never at 0, always at 255, and between as a binomial says (Pearson's test)."""
+    count, levels = 20_000, torch.arange(256, dtype=torch.uint8)
+    drawn = torch.empty(count + 1, 256)
+    for rows in (slice(0, count), slice(count, None)):
+        grey = levels.expand(len(drawn[rows]), 256)
+        draw_pixels(grey, torch.Generator().manual_seed(3), out=drawn[rows])
+    assert drawn[:, 0].max() == 0
+    assert drawn[:, 255].min() == 1
+    p = levels[1:255].double() / 255
+    excess = drawn[:count, 1:255].double().sum(0) - count * p
+    statistic = (excess.square() / (count * p * (1 - p))).sum().item()
+    assert 1e-4 < stats.chi2(254).cdf(statistic) < 1 - 1e-4
 
 
 def test_dynamic_binarisation_draws_each_visit_with_the_grey_levels_probability():
