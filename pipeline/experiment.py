@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ _PLAIN = re.compile(r"[\w./:-]+")
 def read_overlay(name: str, folder: Path = FOLDER) -> dict[str, Any]:
     """The params of an overlay by dotted key, those of what it builds on included.
 
-    Raises UserError where there is no overlay of that name, or where they build on each other.
+    Raises UserError where there is no overlay of that name, where they build on each other, or
+    where one holds something else.
     """
     chain: list[dict[str, Any]] = []
     seen: list[str] = []
@@ -41,16 +43,18 @@ def read_overlay(name: str, folder: Path = FOLDER) -> dict[str, Any]:
             raise UserError(f"there is no {file}; there are: {known}")
         content = dict(read_yaml(file).content)
         following = content.pop(BASE, None)
-        chain.append(dict(_flat(content)))
+        chain.append(dict(_flat(content, file)))
     return {key: value for values in reversed(chain) for key, value in values.items()}
 
 
-def _flat(content: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [
-        (f"{section}.{key}", value)
-        for section, values in content.items()
-        for key, value in (values.items() if isinstance(values, dict) else ())
-    ]
+def _flat(content: dict[str, Any], file: Path) -> Iterator[tuple[str, Any]]:
+    for section, values in content.items():
+        if not isinstance(values, dict):
+            raise UserError(
+                f"{file}: {section} is {values!r}; expected keys and values, as in params.yaml"
+            )
+        for key, value in values.items():
+            yield f"{section}.{key}", value
 
 
 def as_override(key: str, value: Any) -> str:

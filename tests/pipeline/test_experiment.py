@@ -44,6 +44,12 @@ def test_a_ring_and_a_misspelt_name_are_told(tmp_path: Path) -> None:
         read_overlay("c", tmp_path)
 
 
+def test_a_section_without_keys_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("training: 5\n")
+    with pytest.raises(UserError, match="training is 5; expected keys and values"):
+        read_overlay("a", tmp_path)
+
+
 @pytest.mark.parametrize(
     "value",
     [None, True, 5, 0.003, 1e-5, "torchvision:MNIST", "two words", (200, 200), ("a", "b:c")],
