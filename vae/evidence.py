@@ -31,6 +31,7 @@ from vae.importance_weights import (
     seeded_sample,
     standard_normal,
 )
+from vae.memory import keep_freed_memory
 from vae.model import VAE
 from vae.posteriors import CholeskyNormal
 from vae.proposals import make_proposal
@@ -91,6 +92,7 @@ def importance_sampling(
     """
     if target_se is not None and not target_se > 0:
         raise ValueError(f"target_se must be above 0; found {target_se}")
+    keep_freed_memory()
     like = next(model.parameters())
     x = _on(x, like)
     q = make_proposal(proposal, model, x)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vae.data import Batch, NoiseShape, Source, with_noise
+from vae.memory import keep_freed_memory
 from vae.model import VAE, check_name
 from vae.objectives import Objective, ObjectiveTerms, TrainingModule
 from vae.optimizer import AdamW
@@ -151,6 +152,7 @@ def fit(
     are then still those before that step. Also in place of the last epoch, when no epoch had a
     finite validation bound.
     """
+    keep_freed_memory()
     state = TrainingState() if state is None else state
     trainer = Trainer(model, data, config, objective or Objective(), state)
     while not state.finished(config):
