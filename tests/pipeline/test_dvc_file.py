@@ -26,7 +26,7 @@ CARRIERS = {
 }
 CARRIERS |= {f"pipeline/{name}.py" for name in ("cluster", "progress", "reach", "runs", "storage")}
 CARRIERS |= {f"pipeline/{name}.py" for name in ("lean", "store", "tracking", "worker_faults")}
-CARRIERS |= {"vae/files.py"}
+CARRIERS |= {"vae/files.py", "vae/memory.py"}
 # What is imported by what a stage imports, and decides nothing of what the stage writes. A picture
 # of the sweep is no reason to train again.
 DRAWING = {f"pipeline/{name}.py" for name in ("figures", "plots")}
@@ -48,7 +48,7 @@ UNUSED = {
     | MODEL
     | {"vae/diagnostics.py"}
     | {f"pipeline/{name}.py" for name in ("baseline", "evaluate", "panels", "pictures", "shifted")},
-    "report": ESTIMATING | MODEL,
+    "report": ESTIMATING | MODEL | {"vae/optimizer.py"},
 }
 
 

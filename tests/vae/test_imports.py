@@ -17,6 +17,7 @@ ALLOWED = {"torch", "numpy", "safetensors", "arviz_stats", "vae"}
 
 ORDER = [
     "files",
+    "memory",
     "numerics",
     "distributions",
     "likelihoods",
@@ -28,11 +29,11 @@ ORDER = [
     "factor_analysis",
     "importance_weights",
     "annealing",
+    "optimizer",
     "proposals",
     "evidence",
     "diagnostics",
     "data",
-    "optimizer",
     "training",
     "checkpoint",
 ]
