@@ -108,6 +108,7 @@ def run_workers(
         cluster.connect(object_store_bytes=cluster.store_size(data.nbytes), needs="pipeline.lean"),
     ):
         import ray
+        from ray.exceptions import RayError
         from ray.train import (
             CheckpointConfig,
             FailureConfig,
@@ -165,7 +166,7 @@ def run_workers(
                 result = trainer.fit()
             except SystemExit as stopped:  # Ray Train's answer to Ctrl-C
                 raise KeyboardInterrupt from stopped
-            except TrainingFailedError as error:
+            except (TrainingFailedError, RayError) as error:
                 raise _told(error, run.address) from error
     if lines.diverged:
         raise UserError(f"{lines.diverged} (the last good epoch is kept in {run.address})")
@@ -178,13 +179,15 @@ def run_workers(
 
 def _told(error: Exception, storage: str) -> Exception:
     """Ray Train's failure as a sentence, where there is one for it."""
-    fault = fault_of_a_worker(str(error), key=LESS_MEMORY, storage=storage)
+    from ray.train import TrainingFailedError
+
+    fault = fault_of_a_worker(f"{type(error).__name__}: {error}", key=LESS_MEMORY, storage=storage)
     if fault is None:
         return error
-    return UserError(
-        f"a training worker failed more often than scaling.max_failures allows: {fault}; the same "
-        "command goes on from the last epoch"
-    )
+    who = "the process of Ray Train that watches the workers failed"
+    if isinstance(error, TrainingFailedError):
+        who = "a training worker failed more often than scaling.max_failures allows"
+    return UserError(f"{who}: {fault}; the same command goes on from the last epoch")
 
 
 def summary(history: pd.DataFrame, params: Params) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,13 @@ WRONG_TEXTS = [(content, message) for content, message in WRONG_FILES] + [
 
 
 def run(
-    folder: Path, *command: str, before: Sequence[str] = (), **options: Any
+    folder: Path,
+    *command: str,
+    before: Sequence[str] = (),
+    variables: Mapping[str, str] = MappingProxyType({}),
+    **options: Any,
 ) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables
     environment |= {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
     return subprocess.run(
         [*before, sys.executable, "-m", *command],

@@ -65,6 +65,16 @@ def test_a_worker_out_of_memory(tmp_path: Path):
     assert outputs(tmp_path) == []
 
 
+def test_a_node_out_of_memory(tmp_path: Path):
+    """Ray ends workers where a machine's memory is used up: here, where a hundredth of it is."""
+    command = train(tmp_path)
+    change(tmp_path, "training", epochs=100_000)
+    limits = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "50"}
+    said = refused(run(tmp_path, *command, variables=limits))
+    assert "it ran out of memory; lower training.batch_size, scaling.num_workers or" in said
+    assert outputs(tmp_path) == []
+
+
 def test_no_room_in_shared_memory(tmp_path: Path):
     """Ray's object store goes to the disk."""
     done = run(tmp_path, *train(tmp_path), before=TINY_SHM)
