@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from pipeline.prepared import SPLITS, Meta, Split, shard_rows, write_shards
 from pipeline.preview import EXAMPLES, draw_preview
 from pipeline.sources import Examples, load_source
 from pipeline.sources.examples import some
-from pipeline.stage import UserError, run_stage, say, whole_directory
+from pipeline.stage import UserError, run_stage, say, scratch_directory, whole_directory
 from pipeline.storage import S3, download
 
 SMALLEST_SPLIT = 2
@@ -36,9 +35,8 @@ BATCH_ROWS = 4096
 
 def prepare(data: DataParams, out: Path) -> Meta:
     """Load `data.source`, split, fill and binarise it, and write it to `out`."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tmp-decoded-", dir=out.parent) as scratch:
-        examples = load(data, Path(scratch))
+    with scratch_directory(out.parent, "decoded") as scratch:
+        examples = load(data, scratch)
     check_space(examples.x, data)
     hashes = content_hashes(examples.x, data.seed)
     order = chosen(hashes, data.limit)

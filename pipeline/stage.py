@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import Any
 
 from pipeline import interrupt
 from pipeline.terminal import say, tell_fault
-from vae.files import whole_directory
+from vae.files import scratch_directory, whole_directory
 
 __all__ = [
     "EXPERIMENT_VARIABLE",
@@ -24,6 +23,7 @@ __all__ = [
     "read_json",
     "run_stage",
     "say",
+    "scratch_directory",
     "whole_directory",
     "whole_file",
     "write_json",
@@ -100,16 +100,9 @@ def project_root() -> Path:
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path that takes `path`'s place only if the block succeeds."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".tmp-{path.name}-", dir=path.parent)
-    os.close(descriptor)
-    fresh = Path(name)
-    fresh.chmod(0o644)
-    try:
-        yield fresh
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with scratch_directory(path.parent, path.name) as folder:
+        yield folder / path.name
+        (folder / path.name).replace(path)
 
 
 def write_json(path: Path, content: Any) -> None:
