@@ -212,34 +212,37 @@ def with_noise(
 
     binarize: x holds grey levels, from which binary pixels are drawn.
     """
-    size, device = len(x), x.device
+    size, device, values = len(x), x.device, x.shape[1:].numel()
     eps = torch.empty(noise.num_samples, size, noise.noise_dim, dtype=noise.dtype, device=device)
     u = torch.empty(x.shape, dtype=noise.dtype, device=device) if noise.dequantize else None
-    pixels = torch.empty(x.shape, dtype=noise.dtype, device=device) if binarize else None
+    words = torch.empty(-(-size * values // 4), dtype=torch.int64, device=device)  # 16 bits each
     for offset in range(0, size, BLOCK):
-        rows = slice(offset, min(offset + BLOCK, size))
+        end = min(offset + BLOCK, size)
         generator = _generator(device, *key, first_block + offset // BLOCK)
-        eps[:, rows] = torch.randn(
-            eps[:, rows].shape, dtype=noise.dtype, device=device, generator=generator
+        eps[:, offset:end] = torch.randn(
+            (noise.num_samples, end - offset, noise.noise_dim),
+            dtype=noise.dtype,
+            device=device,
+            generator=generator,
         )
         if u is not None:
-            torch.rand(
-                u[rows].shape, out=u[rows], dtype=u.dtype, device=device, generator=generator
-            )
-        if pixels is not None:
-            draw_pixels(x[rows], generator, out=pixels[rows])
-    return Batch(x if pixels is None else pixels, eps, u, global_size)
+            u[offset:end].uniform_(generator=generator)
+        if binarize:
+            block = words[offset * values // 4 : -(-end * values // 4)]
+            block.random_(-(2**63), None, generator=generator)
+    if binarize:
+        x = draw_pixels(x, words, out=torch.empty(x.shape, dtype=noise.dtype, device=device))
+    return Batch(x, eps, u, global_size)
 
 
-def draw_pixels(grey: Tensor, generator: torch.Generator, *, out: Tensor) -> None:
+def draw_pixels(grey: Tensor, words: Tensor, *, out: Tensor) -> Tensor:
     """Fill `out` with draws of 1 at probability grey / 255, else 0.
 
-    From 16 random bits each: the probability is exact at 0 and 255, and within 2^-17 between.
+    words: int64, random bits, 16 for each value; overwritten. The probability is exact at 0 and
+    255, and within 2^-16 between.
     """
-    words = torch.empty(-(-grey.numel() // 4), dtype=torch.int64, device=grey.device)
-    words.random_(-(2**63), None, generator=generator)
-    bits = words.view(torch.int16)[: grey.numel()].view(grey.shape)
-    torch.lt(bits, grey.float().mul_(2**16 / 255).sub_(2**15 + 0.5), out=out)
+    bits = words.view(torch.int16)[: grey.numel()].view(grey.shape).clamp_(max=2**15 - 2)
+    return torch.lt(bits, grey.to(torch.int16).mul_(257).sub_(2**15), out=out)
 
 
 def _generator(device: torch.device, *key: int) -> torch.Generator:

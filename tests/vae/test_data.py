@@ -97,16 +97,25 @@ def test_noise_is_standard_normal_and_uniform():
 def test_pixels_are_drawn_with_their_grey_levels_probability():
     """Never at 0, always at 255, and between as a binomial says (Pearson's test)."""
     count, levels = 20_000, torch.arange(256, dtype=torch.uint8)
-    drawn = torch.empty(count + 1, 256)
-    for rows in (slice(0, count), slice(count, None)):
-        grey = levels.expand(len(drawn[rows]), 256)
-        draw_pixels(grey, torch.Generator().manual_seed(3), out=drawn[rows])
+    words = torch.empty(count * 256 // 4, dtype=torch.int64)
+    words.random_(-(2**63), None, generator=torch.Generator().manual_seed(3))
+    drawn = draw_pixels(levels.expand(count, 256), words, out=torch.empty(count, 256))
     assert drawn[:, 0].max() == 0
     assert drawn[:, 255].min() == 1
     p = levels[1:255].double() / 255
-    excess = drawn[:count, 1:255].double().sum(0) - count * p
+    excess = drawn[:, 1:255].double().sum(0) - count * p
     statistic = (excess.square() / (count * p * (1 - p))).sum().item()
     assert 1e-4 < stats.chi2(254).cdf(statistic) < 1 - 1e-4
+
+
+def test_pixels_of_an_odd_number_are_the_same_on_two_workers():
+    """Blocks whose bits fill no whole words, and a last one that is short."""
+    grey = torch.full((2 * BLOCK + 5, 7), 128, dtype=torch.uint8)
+    data = Dataset(train=grey, valid=grey[:1], binarize=True)
+    ((whole,),) = epoch(data, batch_size=len(grey))
+    (shares,) = epoch(data, batch_size=len(grey), world_size=2)
+    assert torch.equal(torch.cat([batch.x for batch in shares]), whole.x)
+    assert 0.4 < whole.x.mean() < 0.6
 
 
 def test_dynamic_binarisation_draws_each_visit_with_the_grey_levels_probability():
