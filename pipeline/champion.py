@@ -45,11 +45,13 @@ class EvidenceSettings:
     seed: int
     proposal: str = "encoder"
     target_se: float | None = None
+    precision: str = "fp32"
 
     @property
     def name(self) -> str:
         how = f"{self.proposal}-k{self.num_samples}-seed{self.seed}"
         how += "" if self.target_se is None else f"-se{self.target_se:g}"
+        how += "" if self.precision == "fp32" else f"-{self.precision}"
         return f"{EVIDENCE}/{self.data_hash[:16]}-{how}.parquet"
 
 
@@ -101,7 +103,13 @@ def _score_champion(
         model = load(registry.download(champion.number, folder))
         x = torch.tensor(test.x)  # a copy: what Parquet gives is read-only
         found = score_split(
-            model, x, settings.num_samples, settings.seed, settings.proposal, settings.target_se
+            model,
+            x,
+            settings.num_samples,
+            settings.seed,
+            settings.proposal,
+            settings.target_se,
+            settings.precision,
         )
     except (CheckpointError, ValueError, RuntimeError, Unreachable) as error:
         raise NotComparable(f"it could not be evaluated by this code ({error})") from error

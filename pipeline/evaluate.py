@@ -13,6 +13,7 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def score_split(
     seed: int,
     proposal: str = "encoder",
     target_se: float | None = None,
+    precision: str = "fp32",
     done: Callable[[int], None] | None = None,
 ) -> SplitEvidence:
     """Importance-sampled log p(x) and the ELBO's terms for every example of a split.
@@ -77,22 +79,21 @@ def score_split(
         num_samples: K; the most with target_se.
         seed: of the importance samples; each example's noise is its own, as in the served model.
         proposal: a name in `vae.proposals`.
-        target_se: as in `vae.evidence.importance_sampling`, nats.
+        target_se, precision: as in `vae.evidence.importance_sampling`.
         done: told after each batch how many examples are behind it.
 
     The ELBO's terms are means over min(K, 100) samples of the encoder's posterior; the KL is
     exact where it has a closed form.
     """
     device = next(model.parameters()).device
+    sample = partial(importance_sampling, model, precision=precision)
     rows: list[dict[str, Tensor]] = []
     ladders: list[dict[int, Tensor]] = []
     for part in x.split(max(1, min(1024, BATCH_VALUES // max(1, x[0].numel())))):
         part = part.to(device)
         noise = example_generators(part, seed)
-        found = importance_sampling(
-            model, part, num_samples, generator=noise, proposal=proposal, target_se=target_se
-        )
-        bound = importance_sampling(model, part, min(num_samples, BOUND_SAMPLES), generator=noise)
+        found = sample(part, num_samples, generator=noise, proposal=proposal, target_se=target_se)
+        bound = sample(part, min(num_samples, BOUND_SAMPLES), generator=noise)
         with torch.inference_mode():
             closed = kl_divergence(model.posterior(part), model.prior())
         kl = bound.kl if closed is None else closed
@@ -196,7 +197,7 @@ def evaluate(
         f"evaluate   how likely is unseen data? {len(x['test']):,} test and "
         f"{len(x['valid']):,} validation examples, K = {K:,}{until}, {config.proposal} proposals"
     )
-    settings = (K, config.seed, config.proposal, config.target_se)
+    settings = (K, config.seed, config.proposal, config.target_se, config.precision)
     with steps("evaluate", len(x["test"]) + len(x["valid"]), "example") as shown:
         test = score_split(model, x["test"], *settings, done=shown.to)
         before = len(x["test"])
@@ -214,7 +215,11 @@ def evaluate(
     )
     num_values = math.prod(meta.data_shape)
     metrics = summarise(test, baselines, space=meta.space, num_values=num_values)
-    how = {"proposal": config.proposal, "target_se": config.target_se}
+    how = {
+        "proposal": config.proposal,
+        "target_se": config.target_se,
+        "precision": config.precision,
+    }
     metrics |= how | _collapse(model, x["test"])
 
     def log_px(changed: Tensor) -> np.ndarray:

@@ -225,6 +225,7 @@ class EvaluateParams(Section):
     num_importance_samples: Count
     target_se: Annotated[float, Gt(0)] | None
     proposal: Literal["encoder", "laplace", "refined"]
+    precision: Literal["fp32", "bf16"]
     seed: Seed
 
 

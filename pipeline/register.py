@@ -99,6 +99,7 @@ def _register(params: Params, paths: Paths, store: Store, ensure: bool) -> dict[
         params.evaluate.seed,
         metrics.get("proposal", "encoder"),
         metrics.get("target_se"),
+        metrics.get("precision", "fp32"),
     )
     home = version.run_id if store.is_active(version.run_id) else run_id
     keep_evidence(store, home, settings, evidence, seen_examples(paths.prepared))

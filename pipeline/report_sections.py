@@ -173,6 +173,8 @@ def evidence_section(inputs: Inputs) -> dict[str, Any]:
         f"the mean across examples ({text.number(metrics['log_px_se'], 2)} nats) and the "
         f"Monte-Carlo error of the mean ({text.number(metrics['log_px_mc_se'], 3)} nats)."
     )
+    if metrics.get("precision") == "bf16":
+        words += " The decoder's matrix products are taken in bfloat16."
     baseline = examples["baseline_log_px"].to_numpy()
     figures = [
         drawing(

@@ -64,6 +64,7 @@ def importance_sampling(
     chunk_size: int | None = None,
     proposal: str = "encoder",
     target_se: float | None = None,
+    precision: str = "fp32",
 ) -> Evidence:
     """log p(x) with the model's posterior q(z|x) as proposal (Rezende et al. 2014, appendix E).
 
@@ -85,6 +86,7 @@ def importance_sampling(
             (nats) is at most that, with an effective sample size of at least 200 and khat below
             0.5, so that the standard error means something. An example with a heavy tail goes on:
             its estimate is too low until a large weight comes, and looks precise meanwhile.
+        precision: of the decoder's matrix products, a name in `vae.model.PRECISIONS`.
 
     Raises:
         ValueError: num_samples or chunk_size below 1, target_se not above 0, or an unknown
@@ -104,8 +106,9 @@ def importance_sampling(
         for stop in _stops(num_samples, target_se):
             chunk = _chunk_size(source.x, chunk_size)
             noise = noise_blocks(source.noise, stop - stream.seen, chunk)
-            for log_w, log_px_z in joined(map(source.weigh, noise)):
-                stream.add(log_w, log_px_z)
+            with model.products_in(precision):
+                for log_w, log_px_z in joined(map(source.weigh, noise)):
+                    stream.add(log_w, log_px_z)
             evidence = stream.evidence()
             done = torch.ones_like(places, dtype=torch.bool)
             if stop < num_samples and target_se is not None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -31,6 +32,9 @@ from vae.priors import (
     LatentDistribution,
     Reparameterized,
 )
+
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+"""Of the networks' matrix products; None: that of the parameters."""
 
 
 class ElboTerms(NamedTuple):
@@ -179,10 +183,28 @@ class VAE(nn.Module):
         loc, scale = {"binary": (0.5, 1.0), "grey8": (127.5, 127.5), "continuous": (0.0, 1.0)}[
             config.space
         ]
+        self._products: torch.dtype | None = None
         self.register_buffer("data_loc", torch.full(config.data_shape, loc))
         self.register_buffer("data_scale", torch.full(config.data_shape, scale))
         self.data_loc: Tensor
         self.data_scale: Tensor
+
+    @contextmanager
+    def products_in(self, precision: str) -> Iterator[None]:
+        """Within the block, encoder and decoder take their matrix products in `precision`.
+
+        fp32: as the parameters are. bf16: about three decimal digits, at twice the speed or more
+        where the device has units for it, else slower. Distributions, sums and densities keep the
+        parameters' precision, and so do the conditionals between latent layers. Raises ValueError
+        for another name.
+        """
+        for fault in check_name("precision", precision, PRECISIONS):
+            raise ValueError(fault)
+        before, self._products = self._products, PRECISIONS[precision]
+        try:
+            yield
+        finally:
+            self._products = before
 
     @property
     def noise_dim(self) -> int:
@@ -236,7 +258,8 @@ class VAE(nn.Module):
         """p(x|z): z (*batch, L) -> batch (*batch,), event data_shape, x in data units."""
         if z.shape[-1] != self.noise_dim:
             raise ValueError(f"z: expected {self.noise_dim} latent values, got {z.shape[-1]}")
-        outputs = self.decoder(z[..., : self.config.latent_dims[0]])
+        with self._network():
+            outputs = self.decoder(z[..., : self.config.latent_dims[0]])
         return self.likelihood_family(outputs.to(self.dtype), self.data_loc, self.data_scale)
 
     def log_px_z(self, x: Tensor, z: Tensor, u: Tensor | None = None) -> Tensor:
@@ -268,7 +291,14 @@ class VAE(nn.Module):
         return ElboTerms(self.log_px_z(x, z, u).mean(0), kl)
 
     def _encode(self, standardised: Tensor) -> Reparameterized:
-        return self.posterior_family(self.encoder(standardised).to(self.dtype))
+        with self._network():
+            outputs = self.encoder(standardised)
+        return self.posterior_family(outputs.to(self.dtype))
+
+    def _network(self) -> AbstractContextManager[Any]:
+        if self._products is None:
+            return nullcontext()
+        return torch.autocast(self.data_loc.device.type, self._products)
 
     def _encode_pseudo_inputs(self, pseudo_inputs: Tensor) -> Reparameterized:
         """q(z|u) at pseudo-inputs around the data's mean, inside the data's range."""

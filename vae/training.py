@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vae.data import Batch, NoiseShape, Source, with_noise
 from vae.memory import keep_freed_memory
-from vae.model import VAE, check_name
+from vae.model import PRECISIONS, VAE, check_name
 from vae.objectives import Objective, ObjectiveTerms, TrainingModule
 from vae.optimizer import AdamW
 
@@ -40,6 +40,7 @@ class TrainingConfig:
     weight_decay: float = 0.0  # decoupled (AdamW)
     gradient_clip: float | None = None  # largest norm of the gradient; None: not clipped
     patience: int | None = None  # epochs without a better validation bound; None: no early stop
+    precision: str = "fp32"  # of the networks' matrix products; or bf16
     seed: int = 0
     memory_limit_mb: int | None = None  # larger training arrays are streamed; None: never
 
@@ -55,6 +56,7 @@ class TrainingConfig:
         if not 0 < self.learning_rate < math.inf:
             yield f"training.learning_rate: expected above 0, got {self.learning_rate!r}"
         yield from check_name("training.schedule", self.schedule, SCHEDULES)
+        yield from check_name("training.precision", self.precision, PRECISIONS)
         if not 0 <= self.weight_decay < math.inf:
             yield f"training.weight_decay: expected at least 0, got {self.weight_decay!r}"
         if self.gradient_clip is not None and not 0 < self.gradient_clip < math.inf:
@@ -211,6 +213,10 @@ class Trainer:
         self.parallel(batch.x, batch.eps, batch.u, 1.0).surrogate.sum().backward()
 
     def epoch(self) -> EpochStats:
+        with self.model.products_in(self.config.precision):
+            return self._epoch()
+
+    def _epoch(self) -> EpochStats:
         start, epoch = time.perf_counter(), self.state.epoch + 1
         beta = self.objective.beta_at(epoch)
         totals = torch.zeros(4, dtype=torch.float64, device=self.device)

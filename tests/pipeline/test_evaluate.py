@@ -56,7 +56,11 @@ def again(
     folder: Path, num_samples: int, proposal: Proposal = "encoder", target_se: float | None = None
 ) -> dict:
     config = EvaluateParams(
-        num_importance_samples=num_samples, target_se=target_se, proposal=proposal, seed=0
+        num_importance_samples=num_samples,
+        target_se=target_se,
+        proposal=proposal,
+        precision="fp32",
+        seed=0,
     )
     places = (folder / name for name in ("prepared", "model", "train", "evaluate"))
     return evaluate.evaluate(config, *places)
@@ -306,7 +310,11 @@ def test_damaged_weights_are_refused(grey, tmp_path):
     with pytest.raises(UserError, match=r"dvc repro --force train"):
         evaluate.evaluate(
             EvaluateParams(
-                num_importance_samples=5, target_se=None, proposal="encoder", seed=0
+                num_importance_samples=5,
+                target_se=None,
+                proposal="encoder",
+                precision="fp32",
+                seed=0,
             ),
             folder / "prepared", copy, folder / "train", tmp_path / "out",
         )  # fmt: skip
@@ -317,7 +325,11 @@ def test_a_model_of_other_data_is_refused(grey, table, tmp_path):
     with pytest.raises(UserError, match=r"made for continuous data of shape \(5,\).*are grey8"):
         evaluate.evaluate(
             EvaluateParams(
-                num_importance_samples=5, target_se=None, proposal="encoder", seed=0
+                num_importance_samples=5,
+                target_se=None,
+                proposal="encoder",
+                precision="fp32",
+                seed=0,
             ),
             grey[0] / "prepared", table[0] / "model", grey[0] / "train", tmp_path / "out",
         )  # fmt: skip

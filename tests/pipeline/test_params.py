@@ -434,7 +434,9 @@ def test_hierarchical_latent_dim_and_byte_order_mark(tmp_path: Path):
 
 def test_sections_made_in_python_are_checked_too():
     with pytest.raises(ValueError, match="num_importance_samples: expected a whole number at lea"):
-        EvaluateParams(num_importance_samples=0, target_se=None, proposal="encoder", seed=0)
+        EvaluateParams(
+            num_importance_samples=0, target_se=None, proposal="encoder", precision="fp32", seed=0
+        )
     with pytest.raises(ValueError, match=r"space: expected .*\nseed: expected"):
         DataParams(
             source="mnist5k",
