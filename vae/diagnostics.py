@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import cast
 
@@ -96,6 +97,9 @@ class _Pruned(nn.Module):
     def __init__(self, model: VAE, active: Tensor, constants: Tensor) -> None:
         super().__init__()
         self.model, self.active, self.constants = model, active, constants
+
+    def products_in(self, precision: str) -> AbstractContextManager[None]:
+        return self.model.products_in(precision)
 
     def posterior(self, x: Tensor) -> Distribution:
         return self.model.posterior(x)

@@ -145,6 +145,7 @@ FAULTY: list[tuple[Callable[[Path], object], str]] = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("make", "reason"), FAULTY)
 def test_what_is_no_picture_of_ours_is_told(
     make: Callable[[Path], object], reason: str, tmp_path: Path
