@@ -8,6 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -418,3 +421,34 @@ def test_ensure_repairs_a_deleted_database_and_a_changed_address(
     run = remote.client.get_run(remote.versions()[0].run_id)
     assert run.data.params["model.latent_dim"] == "2"
     assert len(remote.client.get_metric_history(run.info.run_id, "valid/elbo")) == builders.EPOCHS
+
+
+@pytest.mark.slow
+def test_the_first_champion_set_by_two_at_once(server: str) -> None:
+    """MLflow looks for the alias and then inserts it, so that one of the two may fail."""
+    params = builders.params(uri=server)
+    together = threading.Barrier(2)
+
+    def champion(number: int, name: str) -> None:
+        found = registry(params, name)
+        set_alias = found.client.set_registered_model_alias
+
+        def beside_the_other(*arguments: str) -> None:
+            with suppress(threading.BrokenBarrierError):
+                together.wait(1)
+            set_alias(*arguments)
+
+        found.client.set_registered_model_alias = beside_the_other
+        found.set_champion(number, "the gate")
+
+    with ThreadPoolExecutor(2) as pool:
+        for attempt in range(12):
+            name = f"race-{attempt}"
+            found = registry(params, name)
+            found.client.create_registered_model(name)
+            for _ in range(2):
+                found.client.create_model_version(name, "s3://none/model")
+            together.reset()
+            list(pool.map(champion, (1, 2), (name, name)))
+            assert found.alias("champion") in (1, 2)
+            assert found.history()[-1]["version"] in (1, 2)
