@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from pipeline.stage import UserError
 from pipeline.storage import worker_environment
@@ -83,6 +84,17 @@ def connect(
         yield
     finally:
         ray.shutdown()
+
+
+def data_context() -> Any:
+    """Ray Data's settings in this process, with its own messages off; its import turns them on."""
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    return context
 
 
 def address() -> str | None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import logging
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -119,14 +118,10 @@ def _finished(parts: Path, plan: str) -> dict[str, int]:
 def _work(model: PackedModel, source: Input, task: Task, parts: Path, done: dict[str, int]) -> None:
     """Read, answer and write all chunks that are not done, on all CPUs of the cluster."""
     with cluster.connect(), steps(task.name, source.rows, "example", done=None) as shown:
-        import ray
         import ray.data
 
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        context.target_max_block_size = 1  # a chunk is a block, so that any worker may take it
+        # A chunk is a block, so that any worker may take it.
+        cluster.data_context().target_max_block_size = 1
         streams = ray.data.from_items(
             [{"stream": number} for number in range(len(source.streams))],
             override_num_blocks=len(source.streams),

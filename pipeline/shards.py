@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import ray.data
 from ray.train import DataConfig
+
+from pipeline.cluster import data_context
 
 
 def read_shuffled(
@@ -18,10 +19,7 @@ def read_shuffled(
     block_bytes: about so much is read and handed to a worker at a time. readers: files that are
     decoded at a time, at most.
     """
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    context = data_context()
     context.target_max_block_size = block_bytes
     context.use_datasource_v2 = False  # its listing of files waits for a CPU of its own
     return ray.data.read_parquet(

@@ -144,7 +144,7 @@ def common_shape(files: Sequence[Path], names: Sequence[str], data: DataParams) 
             if isinstance(header, str):
                 faults[names[len(headers) + len(faults)]] = header
             else:
-                headers.append(header)
+                headers.append(Header(*header))  # Ray Data makes lists of tuples
     _refuse(faults, len(files))
     channels = data.channels or max(header.channels for header in headers)
     if data.image_size is not None:
@@ -216,10 +216,11 @@ def run_in_parallel(
 def _by_ray(
     work: Callable[[Sequence[Path]], list[Any]], batches: Sequence[Sequence[Path]]
 ) -> Iterator[list[Any]]:
-    import ray
+    import ray.data
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    from pipeline.cluster import data_context
+
+    data_context().execution_options.preserve_order = True
     rows = ray.data.from_items(
         [{"files": [str(file.resolve()) for file in batch]} for batch in batches]
     )

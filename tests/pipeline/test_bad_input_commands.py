@@ -167,5 +167,6 @@ def test_a_hundred_thousand_small_pictures(tmp_path: Path):
     started = time.monotonic()
     done = run(tmp_path, "pipeline.prepare", "--prepared", "data/prepared")
     assert done.returncode == 0, done.stderr
+    assert "Dataset" not in done.stderr
     assert time.monotonic() - started < LONGEST_SECONDS
     assert load_meta(tmp_path / "data" / "prepared").duplicates["all"] == 0

@@ -220,7 +220,9 @@ def test_links_are_followed_but_never_in_circles(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_ray_data_gives_what_threads_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_ray_data_gives_what_threads_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
     arrays = noise(40)
     pictures(tmp_path, arrays)
     (tmp_path / "040.png").write_bytes(b"nothing")
@@ -232,7 +234,9 @@ def test_ray_data_gives_what_threads_give(tmp_path: Path, monkeypatch: pytest.Mo
         load("folder", tmp_path)
     assert str(by_ray.value) == str(by_threads.value)
     (tmp_path / "040.png").unlink()
-    np.testing.assert_array_equal(load("folder", tmp_path, size=(6, 5), channels=1).x[:, 0], arrays)
+    for given in ({}, {"size": (6, 5), "channels": 1}):
+        np.testing.assert_array_equal(load("folder", tmp_path, **given).x[:, 0], arrays)
+    assert "Dataset" not in capfd.readouterr().err
 
 
 def test_batches_come_in_order_and_none_is_lost():
