@@ -20,6 +20,7 @@ from torch import Tensor
 
 BLOCK = 32
 VALID_BATCH = 512
+SUMMED_VALUES = 2**21  # that `statistics_of` turns into float64 at a time
 ORDER, TRAIN, VALID = 0, 1, 2  # what a seed is for
 
 
@@ -121,7 +122,7 @@ class Dataset:
         With `binarize` these are those of the binarised data: mean p = E[grey]/255 and
         variance p(1 - p).
         """
-        return statistics_of(self.train.split(8192), binarize=self.binarize)
+        return statistics_of([self.train], binarize=self.binarize)
 
     @property
     def num_train(self) -> int:
@@ -163,9 +164,10 @@ def statistics_of(parts: Iterable[Tensor], *, binarize: bool) -> tuple[Tensor, T
     count, total, square = 0, torch.zeros(()), torch.zeros(())
     for part in parts:
         count += len(part)
-        part = part.double()
-        total = part.sum(0) + total.to(part)
-        square = part.square().sum(0) + square.to(part)
+        for rows in part.split(max(1, SUMMED_VALUES // max(1, part.shape[1:].numel()))):
+            rows = rows.double()
+            total = rows.sum(0) + total.to(rows)
+            square = rows.square().sum(0) + square.to(rows)
     mean = total / count
     if binarize:
         mean = mean / 255

@@ -1,4 +1,4 @@
-"""The allocator keeps freed memory: tensors are not mapped page by page again and again."""
+"""Memory: what the allocator keeps, and what large examples take."""
 
 import platform
 import subprocess
@@ -23,11 +23,30 @@ for _ in range({ROUNDS}):
 print(faults() - before)
 """
 
+STATISTICS = """
+import resource, torch
+from vae.data import Dataset
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+x = torch.zeros(60, 3, 512, 512, dtype=torch.uint8)
+before = peak()
+Dataset(train=x, valid=x[:1]).statistics()
+print(peak() - before)
+"""
+
+
+def run(code: str) -> float:
+    command = [sys.executable, "-c", code]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator only")
 def test_tensors_reuse_what_was_freed():
     """Pages are mapped with the first rounds, where glibc by itself maps all of them in each."""
-    command = [sys.executable, "-c", COUNT_FAULTS]
-    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     all_pages = TENSORS * MEGABYTES * 2**20 / PAGE
-    assert int(found) < ROUNDS * all_pages / 4
+    assert run(COUNT_FAULTS) < ROUNDS * all_pages / 4
+
+
+def test_statistics_of_large_images_take_little():
+    """47 million values would be 377 MB of float64, and as much again squared."""
+    assert run(STATISTICS) < 150
