@@ -35,6 +35,7 @@ MARKS = ("<!-- tables begin -->", "<!-- tables end -->")
 
 BATCHES = (128, 512, 2048)
 TRAINERS = ("ours", "pythae", "lightning", "examples", "bare", "products")
+OURS_BF16 = "ours, bf16"
 EVIDENCE_BATCH = {"pythae": 1000, "bare": 500, "products": 500}
 """Samples of one image at a time: each contender's fastest of 100, 250, 500, 1000 and 2500."""
 
@@ -82,10 +83,11 @@ def prepare(root: Path) -> None:
 
 def measure(name: str, task: str, options: list[str], root: Path) -> dict[str, Any]:
     """One run of one contender in a process of its own."""
-    if name == "ours":
+    if name.startswith("ours"):
         data = str(root) if task == "train" else str(WORK / "mnist.npz")
         script = [sys.executable, str(HERE / "ours.py"), task, data]
         script += [] if task == "train" else ["--weights", str(WORK / "model")]
+        script += ["--precision", "bf16"] if name == OURS_BF16 else []
     else:
         python = str(HERE.parent / ".venv-bench" / "bin" / "python")
         script = [python, str(HERE / "peers.py"), task, name, str(WORK / "mnist.npz")]
@@ -125,18 +127,18 @@ def compare_training(root: Path, repetitions: int, threads: int) -> dict[str, An
 
 def compare_evidence(root: Path, repetitions: int, threads: int) -> dict[str, Any]:
     """Images × samples a second on the same weights, and the same images' mean log p(x)."""
-    images = {"ours": 200, "pythae": 20, "bare": 40, "products": 100}
+    images = {"ours": 200, OURS_BF16: 200, "pythae": 20, "bare": 40, "products": 100}
 
     def run(name: str) -> dict[str, Any]:
         options = ["--images", str(images[name]), "--samples", "5000", "--threads", str(threads)]
-        if name != "ours":
+        if name in EVIDENCE_BATCH:
             options += ["--batch", str(EVIDENCE_BATCH[name])]
         return measure(name, "evidence", options, root)
 
     found = in_turn(tuple(images), repetitions, run, "log p(x)")
     ours = np.mean([run["log_px"] for run in found["ours"]], axis=0)
     agreement = {}
-    for name in ("pythae", "bare"):
+    for name in (OURS_BF16, "pythae", "bare"):
         theirs = np.mean([run["log_px"] for run in found[name]], axis=0)
         difference = theirs - ours[: len(theirs)]
         error = difference.std(ddof=1) / len(difference) ** 0.5
@@ -182,7 +184,7 @@ def tables(results: dict[str, Any]) -> str:
     for name, facts in results["evidence"]["agreement"].items():
         lines.append(
             f"Mean log p(x) of {name} minus ours, same weights and images: "
-            f"{facts['mean_difference']:+.3f} ± {facts['standard_error']:.3f} nats."
+            f"{facts['mean_difference']:+.4f} ± {facts['standard_error']:.4f} nats."
         )
     return "\n".join(lines)
 

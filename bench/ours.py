@@ -73,14 +73,16 @@ def train(root: Path, *, batch: int, epochs: int, threads: int) -> dict[str, Any
     }
 
 
-def evidence(data: Path, weights: Path, *, images: int, samples: int) -> dict[str, Any]:
+def evidence(
+    data: Path, weights: Path, *, images: int, samples: int, precision: str
+) -> dict[str, Any]:
     """log p(x) by importance sampling from the encoder, as the peers estimate it."""
     model = load(weights)
     x = torch.from_numpy(np.load(data, allow_pickle=False)["test"][:images]).view(-1, 1, 28, 28)
     generator = torch.Generator().manual_seed(0)
-    importance_sampling(model, x[:1], 100, generator=generator)
+    importance_sampling(model, x[:1], 100, generator=generator, precision=precision)
     start = time.perf_counter()
-    log_px = importance_sampling(model, x, samples, generator=generator).log_px
+    log_px = importance_sampling(model, x, samples, generator=generator, precision=precision).log_px
     rate = len(x) * samples / (time.perf_counter() - start)
     return {"samples_per_s": rate, "log_px": log_px.tolist()}
 
@@ -95,12 +97,19 @@ def main() -> None:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--images", type=int)
     parser.add_argument("--samples", type=int)
+    parser.add_argument("--precision", default="fp32")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.task == "train":
         result = train(given.data, batch=given.batch, epochs=given.epochs, threads=given.threads)
     else:
-        result = evidence(given.data, given.weights, images=given.images, samples=given.samples)
+        result = evidence(
+            given.data,
+            given.weights,
+            images=given.images,
+            samples=given.samples,
+            precision=given.precision,
+        )
     result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(result))
 
