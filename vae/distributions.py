@@ -27,7 +27,7 @@ from vae.numerics import (
     log_normal_interval,
     log_truncated_exponential_integral,
     sum_event,
-    sum_log_sigmoid,
+    sum_softplus,
     truncated_exponential_mean,
     truncated_exponential_variance,
 )
@@ -144,7 +144,7 @@ class BernoulliPixels(Factorised):
             logits, x = torch.broadcast_tensors(self.logits, x)
             losses = binary_cross_entropy_with_logits(logits, x, reduction="none")
             return -sum_event(losses, event_dims)
-        return sum_log_sigmoid(self.logits * (2 * x - 1), event_dims)
+        return -sum_softplus(torch.addcmul(self.logits, self.logits, x, value=-2), event_dims)
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
         return torch.bernoulli(self.mean.expand(self._extended_shape(sample_shape)))

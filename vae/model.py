@@ -207,6 +207,11 @@ class VAE(nn.Module):
             self._products = before
 
     @property
+    def precision(self) -> str:
+        """The present precision of the networks' matrix products, a name in `PRECISIONS`."""
+        return next(name for name, dtype in PRECISIONS.items() if dtype == self._products)
+
+    @property
     def noise_dim(self) -> int:
         """How many standard normal numbers make one z."""
         return sum(self.config.latent_dims)

@@ -20,28 +20,40 @@ _SQRT_TWO_PI = math.sqrt(2 * math.pi)
 LOG_SQRT_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
-def sum_log_sigmoid(t: Tensor, event_dims: int) -> Tensor:
-    """Σ log σ(t) over the last `event_dims` dimensions, without a gradient; overwrites t.
+def sum_softplus(t: Tensor, event_dims: int) -> Tensor:
+    """Σ log(1 + exp t) over the last `event_dims` dimensions, without a gradient; overwrites t.
 
-    log σ(t) = (t - |t|)/2 + log σ(|t|). As σ(|t|) is at least 1/2, a hundred of them are multiplied
-    before one logarithm is taken. The error is that of a sum of |t|, about 1e-7 of it in float32.
+    log(1 + exp t) = (t + |t|)/2 - log σ(|t|). As σ(|t|) is at least 1/2, a hundred of them are
+    multiplied before one logarithm is taken. The error is that of a sum of |t|, about 1e-7 of it in
+    float32.
     """
     t = t.flatten(-event_dims)
     linear = t.sum(-1)
-    linear = (linear - t.abs_().sum(-1)).mul_(0.5)
+    linear = (linear + t.abs_().sum(-1)).mul_(0.5)
     factors = t.sigmoid_()
     whole = t.shape[-1] // 100 * 100
     parts = [factors[..., :whole].unflatten(-1, (-1, 100)).prod(-1)] if whole else []
     if whole < t.shape[-1]:
         parts.append(factors[..., whole:].prod(-1, keepdim=True))
     for part in parts:
-        linear += part.log_().sum(-1)
+        linear -= part.log_().sum(-1)
     return linear
 
 
 def sum_event(values: Tensor, event_dims: int) -> Tensor:
     """Sum over the last `event_dims` dimensions: (*batch, *event) -> (*batch,)."""
     return values.flatten(-event_dims).sum(-1) if event_dims else values
+
+
+def tanh_(x: Tensor) -> Tensor:
+    """tanh(x), in place.
+
+    On a CPU in float32 by way of 2 σ(2x) - 1, whose error is at most 2e-7: torch's sigmoid is four
+    times as fast there as its tanh.
+    """
+    if x.dtype == torch.float32 and x.device.type == "cpu":
+        return x.mul_(2).sigmoid_().mul_(2).sub_(1)
+    return x.tanh_()
 
 
 def inverse_softplus(y: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vae import perceptron
 from vae.model import VAE, check_name
 from vae.posteriors import kl_per_dimension
 from vae.priors import LatentDistribution, Reparameterized
@@ -105,6 +106,7 @@ class TrainingModule(nn.Module):
         super().__init__()
         self.model = model
         self.objective = objective
+        self._by_hand = objective.name == "elbo" and not objective.free_bits
 
     def forward(
         self, x: Tensor, eps: Tensor, u: Tensor | None = None, beta: float | None = None
@@ -118,12 +120,17 @@ class TrainingModule(nn.Module):
         expected = (self.objective.num_samples, len(x), self.model.noise_dim)
         if tuple(eps.shape) != expected:
             raise ValueError(f"eps: expected shape (K, B, L) = {expected}, got {tuple(eps.shape)}")
+        beta = self.objective.beta if beta is None else beta
+        if self._by_hand and torch.is_grad_enabled() and perceptron.applies(self.model):
+            log_px_z, kl = perceptron.log_px_z_and_kl(self.model, x, eps)
+            bound = log_px_z.mean(0) - beta * kl
+            return ObjectiveTerms(bound, bound.detach(), log_px_z.detach().mean(0), kl.detach())
         step = _Step(
             log_px_z=lambda z: self.model.log_px_z(x, z, u),
             q=self.model.posterior(x),
             p=self.model.prior(),
             eps=eps,
-            beta=self.objective.beta if beta is None else beta,
+            beta=beta,
             free_bits=self.objective.free_bits,
         )
         surrogate, *values = ESTIMATORS[self.objective.name](step)

@@ -342,7 +342,7 @@ class Trainer:
 
 
 def _sums(terms: ObjectiveTerms) -> Tensor:
-    with torch.no_grad():
-        count = terms.bound.new_tensor(len(terms.bound), dtype=torch.float64)
-        columns = (terms.log_px_z, terms.kl, terms.bound)
-        return torch.stack([count, *(column.detach().double().sum() for column in columns)])
+    """(count, Σ log_px_z, Σ kl, Σ bound), float64."""
+    values = torch.stack([terms.log_px_z, terms.kl, terms.bound])
+    sums = values.sum(1, dtype=torch.float64)
+    return torch.cat([sums.new_full((1,), values.shape[1]), sums])

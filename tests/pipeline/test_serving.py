@@ -171,7 +171,7 @@ def test_scores_are_those_of_importance_sampling(served: Any, packed: Path, x: n
 def test_an_examples_score_does_not_depend_on_those_beside_it(served: Any, x: np.ndarray) -> None:
     table = served.predict(x)
     alone = pd.concat([served.predict(x[[n]]) for n in (3, 17)], ignore_index=True)
-    pd.testing.assert_frame_equal(alone, table.iloc[[3, 17]].reset_index(drop=True), rtol=1e-5)
+    assert_same_scores(alone, table.iloc[[3, 17]].reset_index(drop=True))
     other = served.predict(x, params={"seed": 1})["log_px"]
     assert (other != table["log_px"]).all()
     assert np.abs(other - table["log_px"]).mean() < 5 * table["se"].mean()
@@ -209,6 +209,15 @@ def test_a_twentieth_of_fresh_data_lies_below_the_fifth_percentile(tmp_path: Pat
         assert (percentile < limit).mean() == pytest.approx(share, abs=tolerance)
 
 
+def assert_same_scores(found: pd.DataFrame, expected: pd.DataFrame) -> None:
+    """But for rounding, which differs with where in memory a product's factors lie.
+
+    khat is a fit to the few largest weights and magnifies it.
+    """
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-2)
+    np.testing.assert_allclose(found["log_px"], expected["log_px"], rtol=1e-6)
+
+
 @pytest.mark.parametrize("form", ["uint8", "int64", "float32", "flat", "list", "frame", "pixels"])
 def test_any_form_of_the_same_examples_scores_the_same(
     served: Any, x: np.ndarray, form: str
@@ -222,13 +231,13 @@ def test_any_form_of_the_same_examples_scores_the_same(
         "frame": pd.DataFrame(x.reshape(len(x), -1)),
         "pixels": x[:, 0],
     }
-    pd.testing.assert_frame_equal(served.predict(forms[form]), served.predict(x))
+    assert_same_scores(served.predict(forms[form]), served.predict(x))
 
 
 def test_one_example_may_come_alone(served: Any, x: np.ndarray) -> None:
     expected = served.predict(x[:1])
     for alone in (x[0], x[0, 0], x[0].reshape(-1)):
-        pd.testing.assert_frame_equal(served.predict(alone), expected)
+        assert_same_scores(served.predict(alone), expected)
 
 
 def test_encode_decode_and_reconstruct_are_the_models(
@@ -300,7 +309,7 @@ def test_a_table_is_scored_by_frame_and_array_without_bits(tmp_path: Path) -> No
     table = pd.DataFrame(np.random.default_rng(0).normal(size=(5, 3)), columns=["a", "b", "c"])
     scores = model.predict(None, table)
     assert scores.columns.tolist() == ["log_px", "se", "ess", "khat", "percentile"]
-    pd.testing.assert_frame_equal(scores, model.predict(None, table.to_numpy()))
+    assert_same_scores(scores, model.predict(None, table.to_numpy()))
     expected = 100 * np.clip((scores["log_px"] + 9) / 4, 0, 1)
     np.testing.assert_allclose(scores["percentile"], expected)
     with pytest.raises(MlflowException, match=r"expected x of shape .B, 3.; found .5, 2."):
@@ -312,9 +321,9 @@ def test_a_tables_columns_are_found_by_name(tmp_path: Path) -> None:
     table = pd.DataFrame(np.random.default_rng(0).normal(size=(5, 3)), columns=["a", "b", "c"])
     scores = model.predict(None, table)
     mixed = table[["c", "a", "b"]].assign(id="x")
-    pd.testing.assert_frame_equal(scores, model.predict(None, mixed))
+    assert_same_scores(scores, model.predict(None, mixed))
     unnamed = pd.DataFrame(table.to_numpy())
-    pd.testing.assert_frame_equal(scores, model.predict(None, unnamed))
+    assert_same_scores(scores, model.predict(None, unnamed))
     with pytest.raises(MlflowException, match="the columns b are missing; expected a, b, c; found"):
         model.predict(None, table.rename(columns={"b": "bb"}))
     with pytest.raises(MlflowException, match="expected each column once"):

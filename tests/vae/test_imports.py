@@ -25,6 +25,7 @@ ORDER = [
     "priors",
     "posteriors",
     "model",
+    "perceptron",
     "objectives",
     "factor_analysis",
     "importance_weights",

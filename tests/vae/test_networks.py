@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from vae.networks import ACTIVATIONS, Decoder, Encoder, ResidualBlock, mlp
+from vae.networks import ACTIVATIONS, Decoder, Encoder, ResidualBlock, Tanh, mlp
 
 SIZES = [(1, 28, 28), (3, 5, 3), (2, 1, 1), (1, 7, 1), (1, 1, 9), (1, 6, 11)]
 
@@ -58,6 +58,18 @@ def test_mlp_computes_its_formula(name, function):
     hidden = function(x @ first.weight.T + first.bias)
     hidden = function(hidden @ second.weight.T + second.bias)
     torch.testing.assert_close(network(x), hidden @ last.weight.T + last.bias)
+
+
+def test_tanh_without_a_gradient_is_tanh():
+    x = torch.cat([torch.linspace(-20, 20, 100_001), torch.logspace(-9, 0, 1000)])
+    module, before = Tanh(), x.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), x.double().tanh().float(), rtol=0, atol=2e-7)
+        exact = x.double()
+        assert torch.equal(module(exact), exact.tanh())
+        half = x.bfloat16()
+        torch.testing.assert_close(module(half), half.float().tanh(), rtol=0, atol=2e-7)
+    assert torch.equal(x, before)
 
 
 def test_glorot_initialisation():

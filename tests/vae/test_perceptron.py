@@ -1,0 +1,118 @@
+"""The gradient by hand is autograd's, and it is taken where it is known."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from vae import VAE, VAEConfig, perceptron
+from vae.objectives import Objective, ObjectiveTerms, TrainingModule
+
+CONFIG = {
+    "data_shape": (1, 6, 6),
+    "space": "binary",
+    "latent_dim": 3,
+    "likelihood": "bernoulli",
+    "hidden": (8, 7),
+}
+
+
+def model_of(dtype: torch.dtype, **changes) -> VAE:
+    torch.manual_seed(0)
+    model = VAE(VAEConfig(**CONFIG | changes)).to(dtype)
+    model.set_data_statistics(torch.rand(1, 6, 6), torch.ones(1, 6, 6))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+def terms_and_gradients(
+    module: TrainingModule, x: Tensor, eps: Tensor
+) -> tuple[ObjectiveTerms, list[Tensor]]:
+    """With another weight for each example, so that none can stand in for another."""
+    module.zero_grad()
+    terms = module(x, eps, None, 0.7)
+    (terms.surrogate * torch.arange(1.0, 1 + len(x))).sum().backward()
+    gradients = [parameter.grad for parameter in module.parameters()]
+    return terms, [gradient.clone() for gradient in gradients if gradient is not None]
+
+
+def both_ways(model: VAE, num_samples: int, monkeypatch: pytest.MonkeyPatch):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(2, (5, 1, 6, 6), generator=generator)
+    eps = torch.randn(num_samples, 5, 3, generator=generator).to(model.dtype)
+    module = TrainingModule(model, Objective(num_samples=num_samples))
+    assert perceptron.applies(model)
+    found = terms_and_gradients(module, x, eps)
+    monkeypatch.setattr(perceptron, "applies", lambda model: False)
+    return found, terms_and_gradients(module, x, eps)
+
+
+@pytest.mark.parametrize("activation", perceptron.ACTIVATIONS)
+@pytest.mark.parametrize("hidden", [(), (8,), (8, 7)])
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_terms_and_gradients_are_autograds(activation, hidden, num_samples, monkeypatch):
+    model = model_of(torch.float64, activation=activation, hidden=hidden)
+    (terms, gradients), expected = both_ways(model, num_samples, monkeypatch)
+    torch.testing.assert_close(terms, expected[0], rtol=1e-12, atol=0)
+    assert len(gradients) == len(list(model.parameters()))
+    torch.testing.assert_close(gradients, expected[1], rtol=1e-11, atol=1e-12)
+
+
+def test_float32_differs_by_rounding(monkeypatch):
+    (terms, gradients), expected = both_ways(model_of(torch.float32), 2, monkeypatch)
+    torch.testing.assert_close(terms, expected[0], rtol=2e-6, atol=0)
+    torch.testing.assert_close(gradients, expected[1], rtol=2e-5, atol=2e-5)
+
+
+def test_certain_and_wrong_pixels_keep_their_digits(monkeypatch):
+    """Where 1 - σ(logit) is 0 in float32."""
+    model = model_of(torch.float32)
+    with torch.no_grad():
+        model.decoder.output.bias.add_(40 * torch.randn(36))
+    (terms, gradients), expected = both_ways(model, 1, monkeypatch)
+    assert terms.log_px_z.max() < -300
+    torch.testing.assert_close(terms, expected[0], rtol=2e-6, atol=0)
+    torch.testing.assert_close(gradients, expected[1], rtol=2e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"network": "conv", "hidden": (4,)},
+        {"activation": "gelu"},
+        {"posterior": "full"},
+        {"prior": "vamp"},
+        {"latent_dim": (3, 2)},
+        {"space": "grey8", "likelihood": "discretized_logistic"},
+    ],
+)
+def test_other_models_are_autograds(changes):
+    assert not perceptron.applies(VAE(VAEConfig(**CONFIG | changes)))
+
+
+def test_bf16_is_autograds():
+    model = model_of(torch.float32)
+    with model.products_in("bf16"):
+        assert model.precision == "bf16"
+        assert not perceptron.applies(model)
+    assert perceptron.applies(model)
+
+
+def test_a_hooked_network_is_called():
+    model = model_of(torch.float32)
+    handle = model.encoder.register_forward_hook(lambda *args: None)
+    assert not perceptron.applies(model)
+    handle.remove()
+    assert perceptron.applies(model)
+
+
+def test_going_back_twice_is_refused():
+    """The first time overwrites what the second would need."""
+    model = model_of(torch.float64)
+    terms = TrainingModule(model, Objective())(
+        torch.ones(2, 1, 6, 6), torch.zeros(1, 2, 3, dtype=torch.float64)
+    )
+    terms.surrogate.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        terms.surrogate.sum().backward()
