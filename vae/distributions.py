@@ -114,6 +114,14 @@ class FactorisedBase(Factorised):
         return self.base.sample(sample_shape)
 
 
+def bernoulli_log_prob(logits: Tensor, x: Tensor, event_dims: int) -> Tensor:
+    """Σ log p(x) of x = 1 with probability σ(logits), else 0, in nats, without a gradient.
+
+    logits, x: (*batch, *event), broadcastable. Returns (*batch,).
+    """
+    return -sum_softplus(torch.addcmul(logits, logits, x, value=-2), event_dims)
+
+
 class BernoulliPixels(Factorised):
     """x_d = 1 with probability sigmoid(logits), else 0. logits: (*batch, *event)."""
 
@@ -144,7 +152,7 @@ class BernoulliPixels(Factorised):
             logits, x = torch.broadcast_tensors(self.logits, x)
             losses = binary_cross_entropy_with_logits(logits, x, reduction="none")
             return -sum_event(losses, event_dims)
-        return -sum_softplus(torch.addcmul(self.logits, self.logits, x, value=-2), event_dims)
+        return bernoulli_log_prob(self.logits, x, event_dims)
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
         return torch.bernoulli(self.mean.expand(self._extended_shape(sample_shape)))

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vae.distributions import bernoulli_log_prob
 from vae.model import VAE
-from vae.numerics import sum_softplus, tanh_
+from vae.numerics import tanh_
 from vae.priors import LOG_SCALE_BOUND
 
 
@@ -104,9 +105,9 @@ class _Terms(torch.autograd.Function):
 
         *written, logits = _run(decoder, z.flatten(0, 1), activation)
         logits = logits.view(*z.shape[:-1], -1)
-        residual = torch.sigmoid(logits)
+        log_px_z = bernoulli_log_prob(logits, x, 1)
+        residual = torch.sigmoid_(logits)
         torch.sub(x, residual, out=residual)
-        log_px_z = -sum_softplus(torch.addcmul(logits, logits, x, value=-2), 1)
 
         ctx.activation, ctx.depth = activation, depth
         weights = parameters[::2]
