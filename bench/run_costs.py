@@ -1,0 +1,80 @@
+"""What `make run` takes besides its numerical work, stage by stage: bench/run_costs.csv.
+
+    python -m bench.run_costs --repeats 3
+
+Runs the shipped pipeline in a temporary folder, in turn as it is and with next to nothing to
+compute: one epoch, one sample, the encoder's own proposals, all else the same. What the second
+takes is start-up, data, files, Ray, MLflow, pictures and page. It is an upper bound of what the
+first takes besides its numerical work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from tests.end_to_end.conftest import REPOSITORY, Project, finish
+
+HERE = Path(__file__).parent
+NOTHING = {
+    "sweep.epochs": 1,
+    "sweep.num_importance_samples": 1,
+    "training.epochs": 1,
+    "evaluate.num_importance_samples": 1,
+    "evaluate.proposal": "encoder",
+}
+BEFORE, AFTER = "ready", "ensure"  # what `make run` does before and after DVC
+
+
+def shipped_project(folder: Path) -> Project:
+    """The pipeline with the parameters and threads that users get."""
+    project = Project.create(folder)
+    del project.environment["OMP_NUM_THREADS"]
+    shutil.copy(REPOSITORY / "params.yaml", folder)
+    return project
+
+
+def seconds_of_run(project: Project) -> dict[str, float]:
+    """Wall-clock seconds of each stage of a first `make run`."""
+    began = {BEFORE: time.monotonic()}
+    project.run(sys.executable, "-m", "pipeline.ready")
+    began["dvc"] = time.monotonic()
+    process = project.start("dvc", "repro")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := re.match(r"Running stage '(\w+)'", line):
+            began[found[1]] = time.monotonic()
+    finish(process)
+    began[AFTER] = time.monotonic()
+    project.run(sys.executable, "-m", "pipeline.register", "--ensure")
+    times = [*began.values(), time.monotonic()]
+    return {name: times[place + 1] - times[place] for place, name in enumerate(began)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    rows = []
+    for repeat in range(parser.parse_args().repeats):
+        for kind, changes in (("whole", {}), ("next to nothing", NOTHING)):
+            with tempfile.TemporaryDirectory() as folder:
+                project = shipped_project(Path(folder))
+                project.change(changes)
+                rows.append({"run": kind} | seconds_of_run(project))
+            print(f"{repeat + 1}: {kind} {sum(list(rows[-1].values())[1:]):.1f} s", flush=True)
+    table = pd.DataFrame(rows).groupby("run", sort=False).median().T
+    table.loc["together"] = table.sum()
+    table["share"] = table["next to nothing"] / table["whole"]
+    table.rename_axis("stage").round(2).to_csv(HERE / "run_costs.csv")
+    print(table.round(2).to_string())
+
+
+if __name__ == "__main__":
+    main()
