@@ -4,7 +4,8 @@
 
 Each point is a process of its own with two threads, so that its peak memory is its own; the least
 seconds of three runs in it count. Training is an epoch of random 8-bit images, log p(x) is of 64
-of them; a sweep is the real stage, and its memory that of all its processes together.
+of them. A sweep is the real stage, once, with a thread for each trial; its memory is that of all
+its processes together.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def measure_sweep(trials: int) -> dict[str, float]:
         project.stage("prepare")
         project.stage("selfcheck")
         start, peak = time.perf_counter(), 0.0
-        process = project.start(*project.stage_command("sweep"))
+        process = project.start(*project.stage_command("sweep"), TIGHTBOUND_VERBOSITY="quiet")
         root = psutil.Process(process.pid)
         while process.poll() is None:
             try:

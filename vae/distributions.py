@@ -117,7 +117,7 @@ class FactorisedBase(Factorised):
 def bernoulli_log_prob(logits: Tensor, x: Tensor, event_dims: int) -> Tensor:
     """Σ log p(x) of x = 1 with probability σ(logits), else 0, in nats, without a gradient.
 
-    logits, x: (*batch, *event), broadcastable. Returns (*batch,).
+    logits, x: (*batch, *event), broadcastable, float32 or float64. Returns (*batch,).
     """
     return -sum_softplus(torch.addcmul(logits, logits, x, value=-2), event_dims)
 

@@ -242,11 +242,15 @@ class VAE(nn.Module):
             self.data_scale.copy_(std.square().mean().sqrt().clamp(min=1.0).expand_as(std))
         self.decoder.set_output_bias(self.likelihood_family.initial_bias(mean, std))
 
-    def posterior(self, x: Tensor) -> Reparameterized:
-        """q(z|x): x (B, *data_shape) -> batch (B,), event (L,)."""
+    def check_data(self, x: Tensor) -> None:
+        """Raise ValueError unless x is (B, *data_shape)."""
         if tuple(x.shape[1:]) != self.config.data_shape or x.dim() == 0:
             expected = ", ".join(map(str, ("B", *self.config.data_shape)))
             raise ValueError(f"x: expected shape ({expected}), got {tuple(x.shape)}")
+
+    def posterior(self, x: Tensor) -> Reparameterized:
+        """q(z|x): x (B, *data_shape) -> batch (B,), event (L,)."""
+        self.check_data(x)
         first = self._encode((x.to(self.dtype) - self.data_loc) / self.data_scale)
         if not self.upward:
             return first

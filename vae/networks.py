@@ -24,13 +24,15 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 class Tanh(nn.Module):
     """tanh, by the faster `tanh_` on a CPU where no gradient is wanted.
 
-    What comes in bfloat16, under autocast, then goes out in float32.
+    Under autocast what comes in bfloat16 then goes out in float32.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x.device.type != "cpu":
             return torch.tanh(x)
-        return tanh_(x.float() if x.dtype == torch.bfloat16 else x.clone())
+        if x.dtype == torch.bfloat16 and torch.is_autocast_enabled("cpu"):
+            return tanh_(x.float())
+        return tanh_(x.clone())
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

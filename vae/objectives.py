@@ -106,7 +106,6 @@ class TrainingModule(nn.Module):
         super().__init__()
         self.model = model
         self.objective = objective
-        self._by_hand = objective.name == "elbo" and not objective.free_bits
 
     def forward(
         self, x: Tensor, eps: Tensor, u: Tensor | None = None, beta: float | None = None
@@ -121,7 +120,7 @@ class TrainingModule(nn.Module):
         if tuple(eps.shape) != expected:
             raise ValueError(f"eps: expected shape (K, B, L) = {expected}, got {tuple(eps.shape)}")
         beta = self.objective.beta if beta is None else beta
-        if self._by_hand and torch.is_grad_enabled() and perceptron.applies(self.model):
+        if self._takes_gradient_by_hand(x, eps):
             log_px_z, kl = perceptron.log_px_z_and_kl(self.model, x, eps)
             bound = log_px_z.mean(0) - beta * kl
             return ObjectiveTerms(bound, bound.detach(), log_px_z.detach().mean(0), kl.detach())
@@ -135,6 +134,15 @@ class TrainingModule(nn.Module):
         )
         surrogate, *values = ESTIMATORS[self.objective.name](step)
         return ObjectiveTerms(surrogate, *(value.detach() for value in values))
+
+    def _takes_gradient_by_hand(self, x: Tensor, eps: Tensor) -> bool:
+        return (
+            self.objective.name == "elbo"
+            and not self.objective.free_bits
+            and torch.is_grad_enabled()
+            and not (x.requires_grad or eps.requires_grad)
+            and perceptron.applies(self.model)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

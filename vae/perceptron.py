@@ -1,8 +1,9 @@
 """The evidence lower bound of perceptrons with Bernoulli pixels, its gradient by hand.
 
-`VAE.forward` and autograd come to the same numbers, in some sixty small operations that each have a
-node and a buffer of their own: at a batch of 128 they cost a CPU as much as the matrix products.
-Here they are one node. Training takes this way where it applies; nothing else knows of it.
+`VAE.forward` and autograd come to the same numbers, to rounding, in some sixty small operations
+that each have a node and a buffer of their own: at a batch of 128 they cost a CPU as much as the
+matrix products. Here they are one node. Training takes this way where it applies; nothing else
+knows of it.
 
 Shapes: B batch, K samples, L latent values, D data values. Nats.
 """
@@ -16,10 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vae import networks
 from vae.distributions import bernoulli_log_prob
+from vae.likelihoods import Bernoulli
 from vae.model import VAE
+from vae.networks import Decoder, Encoder, MLPBody
 from vae.numerics import tanh_
-from vae.priors import LOG_SCALE_BOUND
+from vae.posteriors import DiagonalPosterior
+from vae.priors import LOG_SCALE_BOUND, NormalPrior
 
 
 class Activation(NamedTuple):
@@ -40,28 +45,53 @@ Layer = tuple[Tensor, Tensor]  # weight (outputs, inputs), bias (outputs,)
 
 
 def applies(model: VAE) -> bool:
-    """Whether `log_px_z_and_kl` knows this model: on a CPU, without autocast, and without hooks on
-    its networks, which would not be called."""
-    config = model.config
+    """Whether `log_px_z_and_kl` knows this model, which it takes apart.
+
+    A VAE in float32 or float64 on a CPU, of this package's own parts, with no hook on its networks
+    and no autocast.
+    """
     return (
-        config.network == "mlp"
-        and config.activation in ACTIVATIONS
-        and config.likelihood == "bernoulli"
-        and config.posterior == "diagonal"
-        and config.prior == "normal"
-        and len(config.latent_dims) == 1
-        and model.precision == "fp32"
+        type(model) is VAE
+        and type(model.posterior_family) is DiagonalPosterior
+        and type(model.prior_family) is NormalPrior
+        and type(model.likelihood_family) is Bernoulli
+        and not model.upward
+        and model.config.activation in ACTIVATIONS
+        and all(_is_plain(net, model.config.activation) for net in (model.encoder, model.decoder))
+        and model.dtype in (torch.float32, torch.float64)
         and model.data_loc.device.type == "cpu"
-        and not (model.encoder._forward_hooks or model.decoder._forward_hooks)
+        and model.precision == "fp32"
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _is_plain(network: Encoder | Decoder, activation: str) -> bool:
+    """Whether affine layers with this activation between them are all that the network does."""
+    if type(network.body) is not MLPBody or type(network.output) is not nn.Linear:
+        return False
+    layers = list(network.body)
+    pair = [nn.Linear, networks.ACTIVATIONS[activation]]
+    return (
+        [type(layer) for layer in layers] == pair * (len(layers) // 2)
+        and all(layer.bias is not None for layer in (*layers[::2], network.output))
+        and not any(
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            for module in network.modules()
+        )
     )
 
 
 def log_px_z_and_kl(model: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     """log p(x|z), (K, B), and the closed-form KL(q(z|x)‖p(z)), (B,), differentiable once.
 
-    x: (B, *data_shape), 0 or 1; eps: (K, B, L), standard normal. Kingma and Welling (2014),
-    appendix B and C.
+    x: (B, *data_shape), 0 or 1; eps: (K, B, L), standard normal. The gradient is that of the
+    parameters alone. Kingma and Welling (2014), appendix B and C. Raises ValueError for x of
+    another shape.
     """
+    model.check_data(x)
     encoder, decoder = _layers(model.encoder), _layers(model.decoder)
     return _Terms.apply(
         x.to(model.dtype).flatten(1),
@@ -104,7 +134,7 @@ class _Terms(torch.autograd.Function):
         z = torch.addcmul(loc, scale, eps)
 
         *written, logits = _run(decoder, z.flatten(0, 1), activation)
-        logits = logits.view(*z.shape[:-1], -1)
+        logits = logits.view(*z.shape[:-1], x.shape[-1])
         log_px_z = bernoulli_log_prob(logits, x, 1)
         residual = torch.sigmoid_(logits)
         torch.sub(x, residual, out=residual)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vae import VAE, VAEConfig, perceptron
 from vae.objectives import Objective, ObjectiveTerms, TrainingModule
+from vae.priors import NormalPrior
 
 CONFIG = {
     "data_shape": (1, 6, 6),
@@ -99,12 +100,88 @@ def test_bf16_is_autograds():
     assert perceptron.applies(model)
 
 
-def test_a_hooked_network_is_called():
+class Carried(nn.Module):
+    """What docs/extending.md puts in an encoder: affine layers that are not all there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(36, 36)
+        self.num_features = 36
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(x)
+
+
+def carried(model: VAE) -> None:
+    model.encoder.body = Carried()  # pyright: ignore[reportAttributeAccessIssue]
+    model.encoder.output = nn.Linear(36, 6)
+
+
+def without_bias(model: VAE) -> None:
+    model.decoder.output = nn.Linear(7, 36, bias=False)
+
+
+def other_activation(model: VAE) -> None:
+    model.decoder.body[1] = nn.Sigmoid()
+
+
+def dropped_out(model: VAE) -> None:
+    model.encoder.body.append(nn.Dropout())  # pyright: ignore[reportCallIssue]
+
+
+def other_prior(model: VAE) -> None:
+    class Wide(NormalPrior):
+        pass
+
+    model.prior_family.__class__ = Wide
+
+
+@pytest.mark.parametrize(
+    "change", [carried, without_bias, other_activation, dropped_out, other_prior]
+)
+def test_changed_models_are_autograds(change):
     model = model_of(torch.float32)
-    handle = model.encoder.register_forward_hook(lambda *args: None)
+    change(model)
     assert not perceptron.applies(model)
+
+
+@pytest.mark.parametrize("part", ["decoder", "decoder.body.0", "decoder.output"])
+@pytest.mark.parametrize(
+    "register",
+    ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"],
+)
+def test_hooks_are_called(part, register):
+    model, calls = model_of(torch.float32), []
+    handle = getattr(model.get_submodule(part), register)(lambda *args: calls.append(args) or None)
+    module = TrainingModule(model, Objective())
+    x, eps = torch.ones(2, 1, 6, 6), torch.zeros(1, 2, 3)
+    module(x, eps).surrogate.sum().backward()
+    assert len(calls) == 1
     handle.remove()
     assert perceptron.applies(model)
+
+
+def test_other_types_are_autograds():
+    assert not perceptron.applies(model_of(torch.bfloat16))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not perceptron.applies(model_of(torch.float32))
+
+
+def test_the_gradient_of_data_and_noise_is_autograds():
+    module = TrainingModule(model_of(torch.float32), Objective())
+    x = torch.full((2, 1, 6, 6), 0.5, requires_grad=True)
+    eps = torch.zeros(1, 2, 3, requires_grad=True)
+    module(x, eps).surrogate.sum().backward()
+    for leaf in (x, eps):
+        assert leaf.grad is not None
+        assert leaf.grad.any()
+
+
+@pytest.mark.parametrize("shape", [(5, 36), (5, 6, 6), (5, 6, 6, 1), (5, 1, 6, 5)])
+def test_data_of_another_shape_is_refused(shape):
+    module = TrainingModule(model_of(torch.float32), Objective())
+    with pytest.raises(ValueError, match=r"x: expected shape \(B, 1, 6, 6\)"):
+        module(torch.ones(shape), torch.zeros(1, 5, 3))
 
 
 def test_going_back_twice_is_refused():

@@ -21,27 +21,29 @@ SHAPE = (1, 4, 4)
 CONFIG = TrainingConfig(epochs=4, batch_size=64, learning_rate=3e-3)
 
 
-def dataset(count=200, seed=0):
+def dataset(count=200, seed=0, space="grey8"):
     generator = torch.Generator().manual_seed(seed)
     kind = torch.randint(0, 2, (count + 64, 1, 1, 1), generator=generator)
     noise = torch.rand(count + 64, *SHAPE, generator=generator)
     pixels = (40 + 150 * kind + 30 * noise).to(torch.uint8)
+    if space == "binary":
+        return Dataset(train=pixels[:count], valid=pixels[count:] // 128, binarize=True)
     return Dataset(train=pixels[:count], valid=pixels[count:])
 
 
 def new_model(likelihood="discretized_logistic", seed=0):
     torch.manual_seed(seed)
+    space = "binary" if likelihood == "bernoulli" else "grey8"
     model = VAE(
-        VAEConfig(
-            data_shape=SHAPE, space="grey8", latent_dim=2, likelihood=likelihood, hidden=(16,)
-        )
+        VAEConfig(data_shape=SHAPE, space=space, latent_dim=2, likelihood=likelihood, hidden=(16,))
     )
-    model.set_data_statistics(*dataset().statistics())
+    model.set_data_statistics(*dataset(space=space).statistics())
     return model
 
 
 def train(model, config=CONFIG, state=None, data=None, **options):
-    return list(fit(model, data or dataset(), config, state, **options))
+    data = data or dataset(space=model.config.space)
+    return list(fit(model, data, config, state, **options))
 
 
 def same_weights(a, b):
@@ -72,7 +74,7 @@ def test_figures_are_means_over_examples_not_over_batches():
     assert uneven.valid_kl == pytest.approx(whole.valid_kl, rel=1e-5)
 
 
-@pytest.mark.parametrize("likelihood", ["discretized_logistic", "gaussian"])
+@pytest.mark.parametrize("likelihood", ["discretized_logistic", "gaussian", "bernoulli"])
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_resumed_training_is_bit_identical(tmp_path, likelihood, schedule):
     config = replace(CONFIG, schedule=schedule, weight_decay=0.01, gradient_clip=5.0)
@@ -82,7 +84,7 @@ def test_resumed_training_is_bit_identical(tmp_path, likelihood, schedule):
 
     killed = new_model(likelihood)
     killed_state = TrainingState()
-    for stats in fit(killed, dataset(), config, killed_state):
+    for stats in fit(killed, dataset(space=killed.config.space), config, killed_state):
         if stats.epoch == 2:
             save_state(killed, killed_state, tmp_path / "state")
             break
@@ -158,12 +160,15 @@ def test_wrong_settings_are_refused_by_key(key, value):
 
 OBJECTIVES = {
     "elbo": Objective(),
+    "by hand": Objective(),
     "sum": Objective(num_samples=2, reduction="sum", free_bits=0.1, beta=0.5),
     "iwae": Objective(name="iwae", num_samples=3),
     "dreg": Objective(name="dreg", num_samples=3),
     "stl": Objective(name="stl", num_samples=2),
     "score_function": Objective(name="score_function", num_samples=3),
 }
+GREY = "discretized_logistic"
+LIKELIHOODS = {"by hand": "bernoulli"}  # `vae.perceptron`'s; all others are GREY
 
 
 def _rank(rank, world_size, folder):
@@ -172,7 +177,8 @@ def _rank(rank, world_size, folder):
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size
     )
     for name, objective in OBJECTIVES.items():
-        model = new_model(seed=rank)  # DDP starts every rank from rank 0's weights
+        likelihood = LIKELIHOODS.get(name, GREY)
+        model = new_model(likelihood, seed=rank)  # DDP starts every rank from rank 0's weights
         state = TrainingState()
         train(model, state=state, objective=objective)
         if rank == 0:
@@ -190,9 +196,10 @@ def trained_by_two_ranks(tmp_path_factory):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_ranks_train_as_one(trained_by_two_ranks, name):
     """200 examples in batches of 64: the last batch of 8 leaves one rank with none."""
-    alone, state = new_model(), TrainingState()
+    likelihood = LIKELIHOODS.get(name, GREY)
+    alone, state = new_model(likelihood), TrainingState()
     train(alone, state=state, objective=OBJECTIVES[name])
-    together = new_model(seed=5)
+    together = new_model(likelihood, seed=5)
     shared = load_state(together, trained_by_two_ranks / name)
     for one, two in zip(state.history, shared.history, strict=True):
         assert two.valid_bound == pytest.approx(one.valid_bound, rel=1e-5)
