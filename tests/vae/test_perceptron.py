@@ -133,7 +133,7 @@ def other_prior(model: VAE) -> None:
     class Wide(NormalPrior):
         pass
 
-    model.prior_family.__class__ = Wide
+    model.prior_family.__class__ = Wide  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize(
