@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import resource
 import tempfile
@@ -36,7 +37,7 @@ AXES: dict[str, tuple[int, ...]] = {
     "samples K": (100, 1_000, 10_000),
     "latent dimensions": (8, 32, 128),
     "latent dimensions, refined": (8, 16, 32, 64),
-    "image side": (16, 32, 64),
+    "pixels": (256, 1024, 4096),
     "trials": (2, 4, 8, 16),
 }
 REPEATS, THREADS, IMAGES = 3, 2, 64
@@ -73,7 +74,7 @@ WORK: dict[str, Callable[[int], Callable[[], object]]] = {
     "samples K": estimate,
     "latent dimensions": lambda size: estimate(latent_dim=size),
     "latent dimensions, refined": lambda size: estimate(latent_dim=size, proposal="refined"),
-    "image side": lambda side: estimate(side=side),
+    "pixels": lambda count: estimate(side=math.isqrt(count)),
 }
 
 
