@@ -21,10 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import torch
 
-from bench.stream_memory import memory_mb
+from bench.stream_memory import peak_memory_mb
 from tests.end_to_end.conftest import Project, finish
 from vae import VAE, VAEConfig
 from vae.data import Dataset
@@ -116,15 +115,9 @@ def measure_sweep(trials: int) -> dict[str, float]:
         )
         project.stage("prepare")
         project.stage("selfcheck")
-        start, peak = time.perf_counter(), 0.0
+        start = time.perf_counter()
         process = project.start(*project.stage_command("sweep"), TIGHTBOUND_VERBOSITY="quiet")
-        root = psutil.Process(process.pid)
-        while process.poll() is None:
-            try:
-                peak = max(peak, memory_mb(root))
-            except psutil.NoSuchProcess:
-                break
-            time.sleep(0.5)
+        peak = peak_memory_mb(process)
         finish(process)
         return {"seconds": time.perf_counter() - start, "peak_mb": peak}
 

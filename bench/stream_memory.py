@@ -10,6 +10,7 @@ process below it, Ray's included, shared pages counted once (PSS), twice a secon
 from __future__ import annotations
 
 import argparse
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -57,13 +58,8 @@ def memory_mb(root: psutil.Process) -> float:
     return total / MEGABYTE
 
 
-def measure(folder: Path, count: int) -> dict[str, float]:
-    project = Project.create(folder)
-    write_images(folder / "data" / "own" / "images.npy", count)
-    project.change(SETTINGS)
-    for stage in ("prepare", "selfcheck", "sweep"):
-        project.stage(stage)
-    process = project.start(*project.stage_command("train"))
+def peak_memory_mb(process: subprocess.Popen[str]) -> float:
+    """Of a process and all below it until it ends, in MB, seen twice a second."""
     root, peak = psutil.Process(process.pid), 0.0
     while process.poll() is None:
         try:
@@ -71,6 +67,17 @@ def measure(folder: Path, count: int) -> dict[str, float]:
         except psutil.NoSuchProcess:
             break
         time.sleep(0.5)
+    return peak
+
+
+def measure(folder: Path, count: int) -> dict[str, float]:
+    project = Project.create(folder)
+    write_images(folder / "data" / "own" / "images.npy", count)
+    project.change(SETTINGS)
+    for stage in ("prepare", "selfcheck", "sweep"):
+        project.stage(stage)
+    process = project.start(*project.stage_command("train"))
+    peak = peak_memory_mb(process)
     finish(process)
     history = pd.read_csv(folder / "reports" / "train" / "history.csv")
     return {
