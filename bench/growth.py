@@ -11,7 +11,6 @@ its processes together.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import multiprocessing
 import resource
@@ -54,8 +53,8 @@ def model_of(latent_dim: int, side: int) -> VAE:
     return VAE(VAEConfig(latent_dim=latent_dim, **shape))
 
 
-def train(count: int, side: int = 28) -> Callable[[], object]:
-    images, model = digits(count, side), model_of(32, side)
+def train(count: int) -> Callable[[], object]:
+    images, model = digits(count, 28), model_of(32, 28)
     data = Dataset(train=images, valid=images[:64] // 128, binarize=True)
     config = TrainingConfig(epochs=1, batch_size=512)
     return lambda: next(fit(model, data, config))
@@ -77,7 +76,9 @@ WORK: dict[str, Callable[[int], Callable[[], object]]] = {
 }
 
 
-def measure_here(axis: str, size: int, results: multiprocessing.SimpleQueue[str]) -> None:
+def measure_here(
+    axis: str, size: int, results: multiprocessing.SimpleQueue[dict[str, float]]
+) -> None:
     torch.set_num_threads(THREADS)
     work = WORK[axis](size)
     seconds = []
@@ -86,19 +87,19 @@ def measure_here(axis: str, size: int, results: multiprocessing.SimpleQueue[str]
         work()
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    results.put(json.dumps({"seconds": min(seconds), "peak_mb": peak}))
+    results.put({"seconds": min(seconds), "peak_mb": peak})
 
 
 def measure(axis: str, size: int) -> dict[str, float]:
     """Seconds and peak memory of one point, in a fresh process."""
     context = multiprocessing.get_context("spawn")
-    results: multiprocessing.SimpleQueue[str] = context.SimpleQueue()
+    results: multiprocessing.SimpleQueue[dict[str, float]] = context.SimpleQueue()
     process = context.Process(target=measure_here, args=(axis, size, results))
     process.start()
     process.join()
     if process.exitcode:
         raise SystemExit(f"{axis} {size}: exit code {process.exitcode}")
-    return json.loads(results.get())
+    return results.get()
 
 
 def measure_sweep(trials: int) -> dict[str, float]:
