@@ -21,7 +21,7 @@ from vae.data import Batch, NoiseShape, Source, with_noise
 from vae.memory import keep_freed_memory
 from vae.model import PRECISIONS, VAE, check_name
 from vae.objectives import Objective, ObjectiveTerms, TrainingModule
-from vae.optimizer import AdamW
+from vae.optimizer import OPTIMIZERS
 
 SCHEDULES = ("constant", "cosine")
 
@@ -35,9 +35,10 @@ class TrainingConfig:
 
     epochs: int = 100
     batch_size: int = 128  # examples a step, over all workers
+    optimizer: str = "adam"  # or muon
     learning_rate: float = 1e-3
     schedule: str = "constant"  # or cosine, to zero at the last step
-    weight_decay: float = 0.0  # decoupled (AdamW)
+    weight_decay: float = 0.0  # decoupled
     gradient_clip: float | None = None  # largest norm of the gradient; None: not clipped
     patience: int | None = None  # epochs without a better validation bound; None: no early stop
     precision: str = "fp32"  # of the networks' matrix products; or bf16
@@ -55,6 +56,7 @@ class TrainingConfig:
                 yield f"training.{name}: expected at least 1, got {getattr(self, name)!r}"
         if not 0 < self.learning_rate < math.inf:
             yield f"training.learning_rate: expected above 0, got {self.learning_rate!r}"
+        yield from check_name("training.optimizer", self.optimizer, OPTIMIZERS)
         yield from check_name("training.schedule", self.schedule, SCHEDULES)
         yield from check_name("training.precision", self.precision, PRECISIONS)
         if not 0 <= self.weight_decay < math.inf:
@@ -190,7 +192,9 @@ class Trainer:
             )
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.parameters = list(named.values())
-        self.optimizer = AdamW(named, weight_decay=config.weight_decay, tensors=state.optimizer)
+        self.optimizer = OPTIMIZERS[config.optimizer](
+            named, weight_decay=config.weight_decay, tensors=state.optimizer
+        )
         self.learning_rate = config.learning_rate
         self.noise = NoiseShape(
             objective.num_samples, model.noise_dim, model.dequantizes, self.dtype

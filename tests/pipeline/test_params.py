@@ -171,6 +171,7 @@ WRONG_VALUES = [
     ("sweep", "max_concurrent", 0, "expected a whole number at least 1, or null"),
     ("training", "epochs", 0, "training.epochs"),
     ("training", "batch_size", "all", "training.batch_size: expected a whole number, got 'all'"),
+    ("training", "optimizer", "moun", "training.optimizer"),
     ("training", "learning_rate", 0, "training.learning_rate"),
     ("training", "schedule", "cosin", "training.schedule"),
     ("training", "weight_decay", -0.1, "training.weight_decay"),

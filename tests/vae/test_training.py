@@ -15,6 +15,7 @@ from vae.checkpoint import load_state, save_state
 from vae.data import Dataset
 from vae.model import VAE, VAEConfig
 from vae.objectives import Objective
+from vae.optimizer import OPTIMIZERS
 from vae.training import DivergenceError, TrainingConfig, TrainingState, fit
 
 SHAPE = (1, 4, 4)
@@ -76,8 +77,11 @@ def test_figures_are_means_over_examples_not_over_batches():
 
 @pytest.mark.parametrize("likelihood", ["discretized_logistic", "gaussian", "bernoulli"])
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_resumed_training_is_bit_identical(tmp_path, likelihood, schedule):
-    config = replace(CONFIG, schedule=schedule, weight_decay=0.01, gradient_clip=5.0)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_resumed_training_is_bit_identical(tmp_path, likelihood, schedule, optimizer):
+    config = replace(
+        CONFIG, schedule=schedule, optimizer=optimizer, weight_decay=0.01, gradient_clip=5.0
+    )
     undisturbed = new_model(likelihood)
     state = TrainingState()
     expected = train(undisturbed, config, state)
@@ -144,6 +148,7 @@ def test_a_last_step_that_ruins_the_only_weights_is_a_divergence():
     [
         ("epochs", 0),
         ("batch_size", -1),
+        ("optimizer", "mun"),
         ("learning_rate", 0.0),
         ("learning_rate", math.inf),
         ("schedule", "cosin"),
@@ -161,6 +166,7 @@ def test_wrong_settings_are_refused_by_key(key, value):
 OBJECTIVES = {
     "elbo": Objective(),
     "by hand": Objective(),
+    "muon": Objective(),
     "sum": Objective(num_samples=2, reduction="sum", free_bits=0.1, beta=0.5),
     "iwae": Objective(name="iwae", num_samples=3),
     "dreg": Objective(name="dreg", num_samples=3),
@@ -169,6 +175,7 @@ OBJECTIVES = {
 }
 GREY = "discretized_logistic"
 LIKELIHOODS = {"by hand": "bernoulli"}  # `vae.perceptron`'s; all others are GREY
+CONFIGS = {"muon": replace(CONFIG, optimizer="muon", learning_rate=0.02)}
 
 
 def _rank(rank, world_size, folder):
@@ -180,7 +187,7 @@ def _rank(rank, world_size, folder):
         likelihood = LIKELIHOODS.get(name, GREY)
         model = new_model(likelihood, seed=rank)  # DDP starts every rank from rank 0's weights
         state = TrainingState()
-        train(model, state=state, objective=objective)
+        train(model, CONFIGS.get(name, CONFIG), state, objective=objective)
         if rank == 0:
             save_state(model, state, Path(folder) / name)
     dist.destroy_process_group()
@@ -198,7 +205,7 @@ def test_two_ranks_train_as_one(trained_by_two_ranks, name):
     """200 examples in batches of 64: the last batch of 8 leaves one rank with none."""
     likelihood = LIKELIHOODS.get(name, GREY)
     alone, state = new_model(likelihood), TrainingState()
-    train(alone, state=state, objective=OBJECTIVES[name])
+    train(alone, CONFIGS.get(name, CONFIG), state, objective=OBJECTIVES[name])
     together = new_model(likelihood, seed=5)
     shared = load_state(together, trained_by_two_ranks / name)
     for one, two in zip(state.history, shared.history, strict=True):
