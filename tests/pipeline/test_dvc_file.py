@@ -187,6 +187,7 @@ def test_nothing_changed_nothing_to_do(committed: Path):
         ("sweep.epochs", (20, 30), {"sweep"}),
         ("training.epochs", (50, 100), {"train"}),
         ("training.patience", (15, None), {"train"}),
+        ("training.optimizer", ("adam", "muon"), {"sweep", "train"}),
         ("training.learning_rate", (1e-3, 2e-3), {"sweep", "train"}),
         ("scaling.num_workers", (2, 4), set()),
         ("evaluate.num_importance_samples", (1000, 5000), {"evaluate"}),
