@@ -4,7 +4,7 @@
 
 784-200-200-z50 tanh, Bernoulli, dynamically binarised MNIST, ELBO, a cosine schedule to zero, one
 thread, without Ray. Each point is a training of its own; the two optimisers take turns. Batch size
-and learning rate of each are the best of a few tried, on the same validation images.
+and learning rate of each are the best of a few tried.
 """
 
 from __future__ import annotations
