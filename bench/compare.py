@@ -23,7 +23,9 @@ import numpy as np
 import torch
 from torchvision.datasets import MNIST
 
-from vae import VAE, VAEConfig, save
+from bench.network import TABLE_1
+from pipeline.worker import build_model
+from vae import save
 from vae.data import Dataset
 from vae.training import TrainingConfig, fit
 
@@ -50,21 +52,8 @@ def prepare(root: Path) -> None:
     test = torch.bernoulli(splits["test"].float() / 255, generator=generator).to(torch.uint8)
     train = splits["train"]
     np.savez(WORK / "mnist.npz", train=train.flatten(1).numpy(), test=test.flatten(1).numpy())
-    torch.manual_seed(0)
-    config = VAEConfig(
-        data_shape=(1, 28, 28),
-        space="binary",
-        latent_dim=50,
-        likelihood="bernoulli",
-        network="mlp",
-        hidden=(200, 200),
-        activation="tanh",
-        posterior="diagonal",
-        prior="normal",
-    )
-    model = VAE(config)
     data = Dataset(train=train[:, None], valid=test[:1000, None], binarize=True)
-    model.set_data_statistics(*data.statistics())
+    model = build_model(TABLE_1, data, seed=0)
     for _ in fit(model, data, TrainingConfig(epochs=5, batch_size=256, learning_rate=2e-3)):
         pass
     save(model, WORK / "model")

@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 from torchvision.datasets import MNIST
 
-from vae import VAE, VAEConfig
+from bench.network import TABLE_1
+from pipeline.worker import build_model
 from vae.data import Dataset
 from vae.evidence import importance_sampling
 from vae.training import TrainingConfig, fit
@@ -32,22 +33,8 @@ SAMPLES = 500
 
 
 def measure(data: Dataset, optimizer: str, epochs: int) -> dict[str, float | str]:
-    """Minutes of one training, and the validation images' -log p(x) after it."""
-    torch.manual_seed(0)
-    model = VAE(
-        VAEConfig(
-            data_shape=(1, 28, 28),
-            space="binary",
-            latent_dim=50,
-            likelihood="bernoulli",
-            network="mlp",
-            hidden=(200, 200),
-            activation="tanh",
-            posterior="diagonal",
-            prior="normal",
-        )
-    )
-    model.set_data_statistics(*data.statistics())
+    """Minutes of one training, and the validation images' ELBO and log p(x) after it."""
+    model = build_model(TABLE_1, data, seed=0)
     config = TrainingConfig(
         epochs=epochs, optimizer=optimizer, schedule="cosine", **SETTINGS[optimizer]
     )
@@ -69,7 +56,7 @@ def measure(data: Dataset, optimizer: str, epochs: int) -> dict[str, float | str
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--mnist", type=Path, required=True)
-    images = MNIST(str(parser.parse_args().mnist), train=True).data[:, None]
+    images = MNIST(str(parser.parse_args().mnist), train=True, download=True).data[:, None]
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     shuffled = images[torch.randperm(len(images), generator=generator)]
@@ -77,9 +64,9 @@ def main() -> None:
     valid = (torch.rand(valid.shape, generator=generator) < valid / 255).to(torch.uint8)
     data = Dataset(train=shuffled[1000:], valid=valid, binarize=True)
     rows = []
-    for place in range(len(EPOCHS["adam"])):
-        for optimizer, epochs in EPOCHS.items():
-            rows.append(row := measure(data, optimizer, epochs[place]))
+    for turn in zip(*EPOCHS.values(), strict=True):
+        for optimizer, epochs in zip(EPOCHS, turn, strict=True):
+            rows.append(row := measure(data, optimizer, epochs))
             print(row, flush=True)
     pd.DataFrame(rows).round(3).to_csv(HERE / "optimizers.csv", index=False)
 

@@ -20,7 +20,9 @@ import pandas as pd
 import torch
 from torchvision.datasets import MNIST
 
-from vae import VAE, VAEConfig
+from bench.network import TABLE_1
+from pipeline.worker import build_model
+from vae import VAE
 from vae.data import Dataset
 from vae.evidence import Evidence, annealed_importance_sampling, importance_sampling
 from vae.training import TrainingConfig, fit
@@ -43,22 +45,8 @@ LABELS = {
 
 def trained(root: Path) -> VAE:
     images = MNIST(str(root), train=True, download=True).data[:, None]
-    torch.manual_seed(0)
-    model = VAE(
-        VAEConfig(
-            data_shape=(1, 28, 28),
-            space="binary",
-            latent_dim=50,
-            likelihood="bernoulli",
-            network="mlp",
-            hidden=(200, 200),
-            activation="tanh",
-            posterior="diagonal",
-            prior="normal",
-        )
-    )
     data = Dataset(train=images[1000:], valid=images[:1000], binarize=True)
-    model.set_data_statistics(*data.statistics())
+    model = build_model(TABLE_1, data, seed=0)
     config = TrainingConfig(epochs=20, batch_size=256, learning_rate=2e-3, schedule="cosine")
     for _ in fit(model, data, config):
         pass
