@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version as installed
@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.gate import CHALLENGER, CHAMPION
 from pipeline.stage import UserError, read_json, run_stage, say
-from pipeline.store import Store, another_may_be_faster, import_mlflow
+from pipeline.store import Store, another_may_be_faster, import_mlflow, insist
 
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "safetensors", "arviz-stats")
 WEIGHTS_TAG = "weights_hash"
@@ -166,7 +166,9 @@ class Registry:
         """Put the challenger's alias on a version."""
         with self.store.failures():
             if self.alias(CHALLENGER) != version:
-                self._put(self.client.set_registered_model_alias, CHALLENGER, str(version))
+                insist(
+                    self.client.set_registered_model_alias, self.name, CHALLENGER, str(version)
+                )
 
     def promote(self, version: int) -> bool:
         """A person's promotion: moves the alias; the gate won't take it back by itself.
@@ -204,23 +206,12 @@ class Registry:
     def _move(self, version: int, entry: dict[str, Any]) -> None:
         history = [*self.history(), entry][-LONGEST_HISTORY:]
         with self.store.failures():
-            self._put(self.client.set_registered_model_alias, CHAMPION, str(version))
-            self._put(self.client.set_registered_model_tag, HISTORY_TAG, json.dumps(history))
+            insist(self.client.set_registered_model_alias, self.name, CHAMPION, str(version))
+            insist(
+                self.client.set_registered_model_tag, self.name, HISTORY_TAG, json.dumps(history)
+            )
             if self.alias(CHALLENGER) == version:
                 self.client.delete_registered_model_alias(self.name, CHALLENGER)
-
-    def _put(self, put: Callable[[str, str, str], None], key: str, value: str) -> None:
-        """Set an alias or a tag of the registered model.
-
-        MLflow looks for it and then inserts it: of two pipelines that do so at once one is refused
-        by the database, and finds it there when it tries again.
-        """
-        try:
-            put(self.name, key, value)
-        except self._mlflow.exceptions.MlflowException as error:
-            if error.error_code != "BAD_REQUEST":
-                raise
-            put(self.name, key, value)
 
     def _registered(self) -> Any:
         with self.store.failures():

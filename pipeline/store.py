@@ -16,7 +16,7 @@ import os
 import subprocess
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -291,7 +291,7 @@ class Store:
             inputs = self.client.get_run(run_id).inputs.dataset_inputs
             if data.digest not in {entry.dataset.digest for entry in inputs}:
                 context = InputTag("mlflow.data.context", "train, valid, test")
-                self.client.log_inputs(run_id, [DatasetInput(data, [context])])
+                insist(self.client.log_inputs, run_id, [DatasetInput(data, [context])])
 
     def log_files(self, run_id: str, files: Mapping[str, Path]) -> None:
         """Send files (by their path in the run) that the run lacks or has otherwise.
@@ -379,6 +379,20 @@ def another_may_be_faster() -> Iterator[None]:
     except import_mlflow().exceptions.MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+def insist(write: Callable[..., None], *arguments: object) -> None:
+    """Write what may be written twice; once more if the database refuses it.
+
+    MLflow looks for a row and then inserts it: of two pipelines that do so at once one is refused,
+    and finds the row there when it tries again.
+    """
+    try:
+        write(*arguments)
+    except import_mlflow().exceptions.MlflowException as error:
+        if error.error_code != "BAD_REQUEST":
+            raise
+        write(*arguments)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import shutil
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -384,3 +385,19 @@ def test_a_server_gets_what_the_database_gets(
 
     assert str(without_ids(open_store(remote))) == str(without_ids(open_store(local)))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_runs_that_name_the_same_data_at_once(server: str) -> None:
+    """MLflow looks for the data and then adds it: of several at once, all but one are refused."""
+    store = Store(server, "same data")
+    runs = [store.run(f"run {i}", title=f"run {i}", started=time.time()) for i in range(4)]
+    facts = {"dataset": "digits", "source": "digits", "space": "binary", "data_shape": [1, 8, 8]}
+    facts |= {"counts": {"train": 3, "valid": 2, "test": 1}}
+    hashes = [f"{i:036d}" for i in range(10)]
+    with ThreadPoolExecutor(len(runs)) as pool:
+        for digest in hashes:
+            list(pool.map(store.log_data, runs, [facts | {"hash": digest}] * len(runs)))
+    for run in runs:
+        named = store.client.get_run(run).inputs.dataset_inputs
+        assert sorted(entry.dataset.digest for entry in named) == hashes
