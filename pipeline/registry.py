@@ -166,9 +166,7 @@ class Registry:
         """Put the challenger's alias on a version."""
         with self.store.failures():
             if self.alias(CHALLENGER) != version:
-                insist(
-                    self.client.set_registered_model_alias, self.name, CHALLENGER, str(version)
-                )
+                insist(self.client.set_registered_model_alias, self.name, CHALLENGER, str(version))
 
     def promote(self, version: int) -> bool:
         """A person's promotion: moves the alias; the gate won't take it back by itself.
