@@ -48,7 +48,7 @@ run: $(INSTALLED) $(CHECKED)
 	@$(if $(Q),true,echo "report     reports/report.html")
 
 # A wrong params.yaml is told before anything starts.
-$(CHECKED): params.yaml pipeline/params.py pipeline/fields.py pipeline/yaml_file.py $(INSTALLED)
+$(CHECKED): params.yaml $(addprefix pipeline/,params.py sections.py fields.py yaml_file.py) $(INSTALLED)
 	@python -m pipeline.params
 	@touch $@
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from pipeline.gate import Comparison, paired_gain
 from pipeline.prepared import Meta, load_split, shard_paths
@@ -94,6 +93,8 @@ def _score_champion(
     folder: Path,
 ) -> dict[str, float]:
     """The champion's log p(x) on the test split, with the same K and seed; kept with its run."""
+    import torch
+
     from pipeline.evaluate import score_split
     from vae.checkpoint import CheckpointError, load
 

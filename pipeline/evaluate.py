@@ -25,8 +25,9 @@ from torch import Tensor
 from pipeline import pictures, plots, shifted, tracking
 from pipeline.baseline import Baseline, fit_baselines
 from pipeline.figures import save
-from pipeline.params import EvaluateParams, Params, load_params
+from pipeline.params import Params, load_params
 from pipeline.prepared import Meta, Split, load_meta, load_split
+from pipeline.sections import EvaluateParams
 from pipeline.stage import UserError, run_stage, say, whole_directory, write_json
 from pipeline.terminal import steps
 from vae import VAE, load

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vae.importance_weights import KHAT_LIMIT
+from vae.limits import KHAT_LIMIT
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 STANDARD_ERRORS = 2.0

@@ -94,9 +94,9 @@ def _use_store() -> str:
     """Point MLflow at the store that the environment, params.yaml or the folder names."""
     uri = None
     if Path("params.yaml").is_file():
-        from pipeline.params import load_params
+        from pipeline.plain_params import load_plain_params
 
-        uri = load_params().tracking.uri
+        uri = load_plain_params().tracking.uri
     address = store_address(uri)
     mlflow = import_mlflow()
     mlflow.set_tracking_uri(address)

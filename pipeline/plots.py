@@ -33,7 +33,7 @@ from pipeline.figures import (
     save,
     styled,
 )
-from vae.evidence import KHAT_LIMIT
+from vae.limits import KHAT_LIMIT
 
 # --- sweep ---------------------------------------------------------------------------------------
 

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.params import DataParams, load_params
+from pipeline.plain_params import load_plain_params
 from pipeline.prepared import SPLITS, Meta, Split, shard_rows, write_shards
 from pipeline.preview import EXAMPLES, draw_preview
+from pipeline.sections import DataParams
 from pipeline.sources import Examples, load_source
 from pipeline.sources.examples import some
 from pipeline.stage import UserError, run_stage, say, scratch_directory, whole_directory
@@ -303,7 +304,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prepared", type=Path, required=True, help="folder to write")
     arguments = parser.parse_args()
-    meta = prepare(load_params().data, arguments.prepared)
+    meta = prepare(load_plain_params().data, arguments.prepared)
     shape, counts = "×".join(map(str, meta.data_shape)), meta.counts
     again = f"; {meta.duplicates['all']} duplicates" if meta.duplicates["all"] else ""
     say(

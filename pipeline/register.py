@@ -40,9 +40,10 @@ from pipeline.gate import (
     Situation,
     decide,
 )
-from pipeline.params import Params, load_params
+from pipeline.plain_params import load_plain_params
 from pipeline.prepared import Meta, load_meta, load_split
 from pipeline.registry import TAKEN_BACK_TAG, WEIGHTS_TAG, Registry, Version
+from pipeline.sections import PlainParams
 from pipeline.stage import EXPERIMENT_VARIABLE, UserError, read_json, run_stage, say, write_json
 from pipeline.store import Store, Unreachable, git_commit
 from pipeline.terminal import QUIET, VERBOSITY_VARIABLE
@@ -62,7 +63,7 @@ class Paths:
     evaluate: Path
 
 
-def register(params: Params, paths: Paths, *, ensure: bool = False) -> dict[str, Any]:
+def register(params: PlainParams, paths: Paths, *, ensure: bool = False) -> dict[str, Any]:
     """Register the model, let the gate decide, and return what register.json holds.
 
     The same weights never make a second version. With `ensure`, a person's rollback outweighs
@@ -78,7 +79,7 @@ def register(params: Params, paths: Paths, *, ensure: bool = False) -> dict[str,
         raise UserError(tracking.unreachable_message(store.address, error)) from error
 
 
-def _register(params: Params, paths: Paths, store: Store, ensure: bool) -> dict[str, Any]:
+def _register(params: PlainParams, paths: Paths, store: Store, ensure: bool) -> dict[str, Any]:
     meta = load_meta(paths.prepared)
     metrics = read_json(paths.evaluate / "metrics.json")
     config = read_json(paths.model / "config.json")
@@ -163,7 +164,7 @@ def _register(params: Params, paths: Paths, store: Store, ensure: bool) -> dict[
 def _version(
     registry: Registry,
     run_id: str,
-    params: Params,
+    params: PlainParams,
     meta: Meta,
     metrics: Mapping[str, Any],
     config: Mapping[str, Any],
@@ -185,7 +186,7 @@ def _version(
     return found
 
 
-def _data(meta: Meta, params: Params) -> dict[str, Any]:
+def _data(meta: Meta, params: PlainParams) -> dict[str, Any]:
     """What a registered model must know of its data to take new data as it was prepared."""
     return {
         "dataset": meta.dataset,
@@ -214,7 +215,7 @@ def _tags(meta: Meta, metrics: Mapping[str, Any], config: Mapping[str, Any]) -> 
     return {key: str(value) for key, value in tags.items() if value is not None}
 
 
-def _taken_back(version: Version, params: Params, ensure: bool) -> str | None:
+def _taken_back(version: Version, params: PlainParams, ensure: bool) -> str | None:
     """How a person took the alias from this version; asking again by `true` lifts that."""
     if params.register.promote is True and not ensure:
         return None
@@ -321,7 +322,7 @@ def main() -> None:
     parser.add_argument("--ensure", action="store_true")
     given = vars(parser.parse_args())
     ensure, out = given.pop("ensure"), given.pop("register")
-    params = load_params()
+    params = load_plain_params()
     before = read_json(out) if ensure else None  # the stage must have run
     result = register(params, Paths(**given), ensure=ensure)
     if before is None:

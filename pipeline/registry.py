@@ -315,10 +315,10 @@ def main() -> None:
     move.add_argument("--rollback", action="store_true")
     parser.add_argument("--register", type=Path, default=Path("reports/register.json"))
     asked = parser.parse_args()
-    from pipeline.params import load_params
+    from pipeline.plain_params import load_plain_params
     from pipeline.tracking import open_store
 
-    registry = Registry(open_store(load_params()), read_json(asked.register)["model_name"])
+    registry = Registry(open_store(load_plain_params()), read_json(asked.register)["model_name"])
     if asked.rollback:
         say(f"champion   of {registry.name} is version {registry.rollback()} again")
     else:

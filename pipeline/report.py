@@ -21,7 +21,7 @@ from jinja2 import Environment, StrictUndefined
 from pipeline import report_sections as sections
 from pipeline import tracking
 from pipeline.card import limits
-from pipeline.params import load_params
+from pipeline.plain_params import load_plain_params
 from pipeline.report_inputs import Inputs, read_inputs
 from pipeline.report_sweep import sweep_section
 from pipeline.stage import run_stage, say, whole_file
@@ -89,7 +89,7 @@ def main() -> None:
         paths.prepared, paths.selfcheck, paths.sweep, paths.train, paths.evaluate, paths.register
     )
     report(inputs, paths.report)
-    tracking.mirror_report(load_params(), paths.report, paths.train)
+    tracking.mirror_report(load_plain_params(), paths.report, paths.train)
 
 
 if __name__ == "__main__":

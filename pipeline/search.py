@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.axes import Axis, Point, Range, draw_points, grid
 from pipeline.journal import Journal, Trial
-from pipeline.params import SweepParams
+from pipeline.sections import SweepParams
 
 SCORE = "score"  # what Optuna maximises
 LOWEST = -math.inf  # the score of a trial that diverged

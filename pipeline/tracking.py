@@ -35,7 +35,7 @@ from pipeline.store import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.params import Params
+    from pipeline.sections import PlainParams
 
 EPOCH_METRICS = {
     "train_elbo": "train/elbo",
@@ -65,27 +65,27 @@ SYSTEM_SECONDS = 5  # unless MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says otherw
 _warned: set[str] = set()  # addresses of stores that failed in this process, said once each
 
 
-def mirror_sweep(params: Params, sweep: Path) -> str | None:
+def mirror_sweep(params: PlainParams, sweep: Path) -> str | None:
     """The sweep's run with one child a trial, from trials.csv, best.json and run.json."""
     return _safely(params, lambda store: send_sweep(store, sweep))
 
 
-def mirror_training(params: Params, train: Path, model: Path, sweep: Path) -> str | None:
+def mirror_training(params: PlainParams, train: Path, model: Path, sweep: Path) -> str | None:
     """The model's run: parameters and the ELBO's terms at each epoch, at their own times."""
     return _safely(params, lambda store: send_training(store, train, model, sweep))
 
 
-def mirror_evaluation(params: Params, evaluate: Path, train: Path) -> str | None:
+def mirror_evaluation(params: PlainParams, evaluate: Path, train: Path) -> str | None:
     """The model's run gets its importance-sampled likelihoods with their errors, and pictures."""
     return _safely(params, lambda store: send_evaluation(store, evaluate, train))
 
 
-def mirror_report(params: Params, page: Path, train: Path) -> str | None:
+def mirror_report(params: PlainParams, page: Path, train: Path) -> str | None:
     """The model's run gets the report page, which MLflow shows."""
     return _safely(params, lambda store: send_report(store, page, train))
 
 
-def open_store(params: Params) -> Store:
+def open_store(params: PlainParams) -> Store:
     """The store that params (or the environment) name. Raises UserError if it doesn't answer."""
     address = store_address(params.tracking.uri)
     try:
@@ -219,7 +219,7 @@ class LiveRun:
     epoch has come, so that training doesn't begin later for it.
     """
 
-    def __init__(self, params: Params, facts: Mapping[str, Any]) -> None:
+    def __init__(self, params: PlainParams, facts: Mapping[str, Any]) -> None:
         self._queue: queue.SimpleQueue[Mapping[str, Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(
             target=self._work, args=(facts,), name="mlflow-epochs", daemon=True
@@ -295,7 +295,7 @@ def _system_metrics(run: str, address: str) -> Iterator[None]:
 
 
 @contextmanager
-def live_run(params: Params, facts: Mapping[str, Any]) -> Iterator[LiveRun]:
+def live_run(params: PlainParams, facts: Mapping[str, Any]) -> Iterator[LiveRun]:
     """Live curves in MLflow while the block trains; `mirror_training` completes them afterwards.
 
     facts: what run.json will hold, as far as it is known: name, started, params, data_hash,
@@ -310,7 +310,7 @@ def live_run(params: Params, facts: Mapping[str, Any]) -> Iterator[LiveRun]:
 
 
 def sync(
-    params: Params, *, sweep: Path, model: Path, train: Path, evaluate: Path, report: Path
+    params: PlainParams, *, sweep: Path, model: Path, train: Path, evaluate: Path, report: Path
 ) -> list[str]:
     """Bring the store up to date with all outputs that are there; returns what was looked at.
 
@@ -336,7 +336,7 @@ def sync(
     return done
 
 
-def _safely(params: Params, send: Callable[[Store], str]) -> str | None:
+def _safely(params: PlainParams, send: Callable[[Store], str]) -> str | None:
     """Run `send`; a store that fails costs one warning in this process, and nothing else."""
     address = store_address(params.tracking.uri)
     if address in _warned:
@@ -410,9 +410,9 @@ def main() -> None:
     parser.add_argument("--evaluate", type=Path, default=Path("reports/evaluate"))
     parser.add_argument("--report", type=Path, default=Path("reports/report.html"))
     paths = parser.parse_args()
-    from pipeline.params import load_params
+    from pipeline.plain_params import load_plain_params
 
-    params = load_params()
+    params = load_plain_params()
     done = sync(
         params,
         sweep=paths.sweep,

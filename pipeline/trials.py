@@ -12,9 +12,10 @@ from typing import Any
 from pipeline import cluster, runs
 from pipeline.journal import ATTEMPT, WORKERS, Journal, Trial
 from pipeline.nested import NO_CPU, Workers, tune_workers
-from pipeline.params import Params, ScalingParams
+from pipeline.params import Params
 from pipeline.reach import require_shared
 from pipeline.search import SCORE, Space, known_points, planned, tune_arguments, with_seeds
+from pipeline.sections import ScalingParams
 from pipeline.stage import say
 from pipeline.storage import open_storage
 from pipeline.terminal import steps

@@ -21,7 +21,6 @@ from torch.distributions import Distribution
 
 from vae.annealing import Bounds, annealed_importance_sampling, bidirectional
 from vae.importance_weights import (
-    KHAT_LIMIT,
     Evidence,
     Generators,
     WeightStream,
@@ -31,6 +30,7 @@ from vae.importance_weights import (
     seeded_sample,
     standard_normal,
 )
+from vae.limits import KHAT_LIMIT
 from vae.memory import keep_freed_memory
 from vae.model import VAE
 from vae.posteriors import CholeskyNormal

@@ -19,11 +19,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
+from vae.limits import KHAT_LIMIT
 from vae.posteriors import Reparameterized
-
-KHAT_LIMIT = 0.7
-"""Above this Pareto shape an estimate and its standard error are not to be trusted (Vehtari,
-Simpson, Gelman, Yao and Gabry 2024, arXiv:1507.02646)."""
 
 NOISE_BLOCK = 16
 """Samples of each example whose noise is drawn at a time, whatever the chunk size."""

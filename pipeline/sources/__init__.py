@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.params import DataParams
+from pipeline.sections import DataParams
 from pipeline.sources import arrays, digits, folder, module, table, torchvision_sets
 from pipeline.sources.examples import Examples
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.params import DataParams
+from pipeline.sections import DataParams
 from pipeline.sources.examples import Examples, check_room, data_root, encode_labels, files_of, slug
 from pipeline.stage import UserError
 

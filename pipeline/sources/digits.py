@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.params import DataParams
+from pipeline.sections import DataParams
 from pipeline.sources.examples import Examples
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.params import DataParams
+from pipeline.sections import DataParams
 from pipeline.stage import UserError, project_root
 
 SHOWN = 3

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.params import DataParams
+from pipeline.sections import DataParams
 from pipeline.sources.examples import Examples, data_root, slug, some
 from pipeline.sources.images import SUFFIXES, Header, PictureError, decode_picture, read_header
 from pipeline.stage import UserError, say

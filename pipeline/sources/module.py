@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.params import SOURCE_NAMES, DataParams
+from pipeline.sections import SOURCE_NAMES, DataParams
 from pipeline.sources.arrays import examples_of
 from pipeline.sources.examples import Examples, data_root, slug
 from pipeline.stage import UserError

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.params import DataParams
+from pipeline.sections import DataParams
 from pipeline.sources.arrays import number_rows
 from pipeline.sources.examples import (
     Examples,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.params import DataParams
+from pipeline.sections import DataParams
 from pipeline.sources.examples import Examples, resolve_root, slug
 from pipeline.sources.images import PictureError, pixels_of
 from pipeline.stage import UserError

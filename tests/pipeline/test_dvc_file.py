@@ -22,16 +22,17 @@ ORDER = ["prepare", "selfcheck", "sweep", "train", "evaluate", "register", "repo
 # What carries values and files from here to there.
 CARRIERS = {
     f"pipeline/{name}.py"
-    for name in ("params", "fields", "yaml_file", "stage", "terminal", "prepared")
+    for name in ("params", "plain_params", "sections", "fields", "yaml_file", "stage", "terminal")
 }
-CARRIERS |= {f"pipeline/{name}.py" for name in ("cluster", "progress", "reach", "runs", "storage")}
-CARRIERS |= {f"pipeline/{name}.py" for name in ("lean", "store", "tracking", "worker_faults")}
+CARRIERS |= {f"pipeline/{name}.py" for name in ("cluster", "prepared", "progress", "reach", "runs")}
+CARRIERS |= {f"pipeline/{name}.py" for name in ("lean", "storage", "store", "tracking")}
+CARRIERS |= {"pipeline/worker_faults.py"}
 CARRIERS |= {"vae/files.py", "vae/memory.py"}
 # What is imported by what a stage imports, and decides nothing of what the stage writes. A picture
 # of the sweep is no reason to train again.
 DRAWING = {f"pipeline/{name}.py" for name in ("figures", "plots")}
 ESTIMATING = {f"vae/{name}.py" for name in ("annealing", "evidence", "factor_analysis")}
-ESTIMATING |= {"vae/importance_weights.py", "vae/proposals.py"}
+ESTIMATING |= {"vae/importance_weights.py", "vae/limits.py", "vae/proposals.py"}
 TRAINING = {f"vae/{name}.py" for name in ("checkpoint", "data", "objectives", "training")}
 TRAINING |= {"vae/optimizer.py", "vae/perceptron.py"}
 MODEL = {f"vae/{name}.py" for name in ("distributions", "likelihoods", "model", "networks")}

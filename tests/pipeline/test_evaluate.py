@@ -13,8 +13,8 @@ import torch
 from pipeline import evaluate, pictures
 from pipeline.baseline import Baseline
 from pipeline.evaluate import score_split, summarise
-from pipeline.params import EvaluateParams
 from pipeline.prepared import write_prepared
+from pipeline.sections import EvaluateParams
 from pipeline.stage import UserError
 from tests.pipeline.builders import epoch_row, split, write_csv
 from vae import VAE, FactorAnalysis, VAEConfig, save

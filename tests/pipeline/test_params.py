@@ -15,7 +15,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.params import DataParams, EvaluateParams, SweepParams, load_params
+from pipeline.params import load_params
+from pipeline.sections import DataParams, EvaluateParams, SweepParams
 from pipeline.stage import UserError
 
 SHIPPED = Path(__file__).parents[2] / "params.yaml"

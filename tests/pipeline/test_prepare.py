@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.params import DataParams
 from pipeline.prepare import (
     assign_splits,
     binarize,
@@ -20,6 +19,7 @@ from pipeline.prepare import (
     prepare,
 )
 from pipeline.prepared import SPLITS, load_meta, load_split
+from pipeline.sections import DataParams
 from pipeline.stage import UserError
 from tests.pipeline.builders import DATA, TABLE
 from tests.pipeline.test_sources import load, write_mnist

@@ -9,8 +9,9 @@ import pytest
 
 from pipeline.axes import Axis, Range
 from pipeline.journal import Journal, Trial, job_at, trial_id
-from pipeline.params import SweepParams, load_params
+from pipeline.params import load_params
 from pipeline.search import Space, known_points, planned, tune_arguments
+from pipeline.sections import SweepParams
 from pipeline.storage import open_storage
 from pipeline.train import chosen_training
 from pipeline.worker import TrainingJob

@@ -18,6 +18,7 @@ ALLOWED = {"torch", "numpy", "safetensors", "arviz_stats", "vae"}
 ORDER = [
     "files",
     "memory",
+    "limits",
     "numerics",
     "distributions",
     "likelihoods",
