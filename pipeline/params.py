@@ -23,7 +23,6 @@ from pipeline.sections import (
     defaults,
     hints,
     nearest,
-    sections_of,
 )
 from pipeline.space import SECTIONS as SWEPT_SECTIONS
 from pipeline.space import impossible, read_axes
@@ -49,7 +48,7 @@ class Params(PlainParams):
         return axes
 
 
-_SECTIONS = sections_of(Params)
+_SECTIONS = hints(Params)
 
 
 def load_params(path: str | Path = PARAMS_FILE) -> Params:

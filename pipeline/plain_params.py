@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from pipeline.sections import PARAMS_FILE, PlainParams, check_types, sections_of
+from pipeline.sections import PARAMS_FILE, PlainParams, check_types, hints
 from pipeline.stage import project_root, whole_file
 from pipeline.yaml_file import read_yaml
 
@@ -29,7 +29,7 @@ def load_plain_params() -> PlainParams:
     return PlainParams(
         **{
             name: section(**check_types(section, content[name])[0])
-            for name, section in sections_of(PlainParams).items()
+            for name, section in hints(PlainParams).items()
         }
     )
 

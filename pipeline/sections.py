@@ -279,6 +279,7 @@ def check_types(section: Any, found: dict[str, Any]) -> tuple[dict[str, Any], di
 
 @cache
 def hints(section: Any) -> dict[str, Any]:
+    """The type of each key of a section, or the class of each section of params."""
     return get_type_hints(section, include_extras=True)
 
 
@@ -292,8 +293,3 @@ def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     names = list(known)
     close = get_close_matches(name, names, n=1)
     return f"; did you mean {prefix}{close[0]}?" if close else f"; there are {', '.join(names)}"
-
-
-def sections_of(params: type[PlainParams]) -> dict[str, Any]:
-    """The class of each section, by its name."""
-    return get_type_hints(params)
