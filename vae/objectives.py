@@ -120,12 +120,18 @@ class TrainingModule(nn.Module):
         if tuple(eps.shape) != expected:
             raise ValueError(f"eps: expected shape (K, B, L) = {expected}, got {tuple(eps.shape)}")
         beta = self.objective.beta if beta is None else beta
-        if self._takes_gradient_by_hand(x, eps):
+        by_hand = torch.is_grad_enabled() and not (x.requires_grad or eps.requires_grad)
+        if by_hand and self._is_plain_elbo(x) and perceptron.knows(self.model):
             log_px_z, kl = perceptron.log_px_z_and_kl(self.model, x, eps)
             bound = log_px_z.mean(0) - beta * kl
             return ObjectiveTerms(bound, bound.detach(), log_px_z.detach().mean(0), kl.detach())
+        decoder_by_hand = by_hand and perceptron.knows_decoder(self.model)
         step = _Step(
-            log_px_z=lambda z: self.model.log_px_z(x, z, u),
+            log_px_z=lambda z: (
+                perceptron.log_px_z(self.model, x, z)
+                if decoder_by_hand
+                else self.model.log_px_z(x, z, u)
+            ),
             q=self.model.posterior(x),
             p=self.model.prior(),
             eps=eps,
@@ -135,13 +141,12 @@ class TrainingModule(nn.Module):
         surrogate, *values = ESTIMATORS[self.objective.name](step)
         return ObjectiveTerms(surrogate, *(value.detach() for value in values))
 
-    def _takes_gradient_by_hand(self, x: Tensor, eps: Tensor) -> bool:
+    def _is_plain_elbo(self, x: Tensor) -> bool:
+        """An ELBO without free bits, of so few samples that taking them in parts gains nothing."""
         return (
             self.objective.name == "elbo"
             and not self.objective.free_bits
-            and torch.is_grad_enabled()
-            and not (x.requires_grad or eps.requires_grad)
-            and perceptron.applies(self.model)
+            and self.objective.num_samples * x.numel() <= perceptron.CACHED_VALUES
         )
 
 

@@ -1,9 +1,10 @@
-"""The evidence lower bound of perceptrons with Bernoulli pixels, its gradient by hand.
+"""Perceptrons with Bernoulli pixels, their gradient by hand.
 
-`VAE.forward` and autograd come to the same numbers, to rounding, in some sixty small operations
-that each have a node and a buffer of their own: at a batch of 128 they cost a CPU as much as the
-matrix products. Here they are one node. Training takes this way where it applies; nothing else
-knows of it.
+`VAE` and autograd come to the same numbers, to rounding, in operations that each have a node and a
+buffer of their own: at a batch of 128 they cost a CPU as much as the matrix products, and with many
+samples they are passes over more than a cache holds. Here the whole evidence lower bound is one
+node, or, for other objectives, posteriors and priors, the decoder with log p(x|z). Training takes
+these ways where they apply; nothing else knows of them.
 
 Shapes: B batch, K samples, L latent values, D data values. Nats.
 """
@@ -41,23 +42,33 @@ ACTIVATIONS = {
     ),
 }
 
+CACHED_VALUES = 2**22  # of log p(x|z)'s K B D values, that are taken at a time
+
 Layer = tuple[Tensor, Tensor]  # weight (outputs, inputs), bias (outputs,)
 
 
-def applies(model: VAE) -> bool:
-    """Whether `log_px_z_and_kl` knows this model, which it takes apart.
+def knows(model: VAE) -> bool:
+    """Whether `log_px_z_and_kl` may take this model apart: `knows_decoder`, and all else too."""
+    return (
+        type(model.posterior_family) is DiagonalPosterior
+        and type(model.prior_family) is NormalPrior
+        and not model.upward
+        and knows_decoder(model)
+        and _is_plain(model.encoder, model.config.activation)
+    )
 
-    A VAE in float32 or float64 on a CPU, of this package's own parts, with no hook on its networks
-    and no autocast.
+
+def knows_decoder(model: VAE) -> bool:
+    """Whether `log_px_z` may take this model's decoder and likelihood apart.
+
+    Those of a VAE in float32 or float64 on a CPU, of this package's own parts, with no hook on
+    them and no autocast.
     """
     return (
         type(model) is VAE
-        and type(model.posterior_family) is DiagonalPosterior
-        and type(model.prior_family) is NormalPrior
         and type(model.likelihood_family) is Bernoulli
-        and not model.upward
         and model.config.activation in ACTIVATIONS
-        and all(_is_plain(net, model.config.activation) for net in (model.encoder, model.decoder))
+        and _is_plain(model.decoder, model.config.activation)
         and model.dtype in (torch.float32, torch.float64)
         and model.data_loc.device.type == "cpu"
         and model.precision == "fp32"
@@ -103,6 +114,22 @@ def log_px_z_and_kl(model: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]
     )
 
 
+def log_px_z(model: VAE, x: Tensor, z: Tensor) -> Tensor:
+    """log p(x|z), (K, B), as `VAE.log_px_z` of z (K, B, L) and x (B, *data_shape), 0 or 1.
+
+    Differentiable once, in z and in the decoder's parameters.
+    """
+    x = x.to(model.dtype).flatten(1)
+    activation = ACTIVATIONS[model.config.activation]
+    parameters = [parameter for layer in _layers(model.decoder) for parameter in layer]
+    samples_at_once = max(1, CACHED_VALUES // max(1, x.numel()))
+    parts = [
+        _LogPxZ.apply(x, part, activation, *parameters)
+        for part in z[..., : model.config.latent_dims[0]].split(samples_at_once)
+    ]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
 def _layers(network: nn.Module) -> list[Layer]:
     modules = network.modules()
     return [(layer.weight, layer.bias) for layer in modules if isinstance(layer, nn.Linear)]
@@ -133,11 +160,7 @@ class _Terms(torch.autograd.Function):
         kl = (0.5 * (loc.square() + scale.square() - 1) - log_scale).sum(-1)
         z = torch.addcmul(loc, scale, eps)
 
-        *written, logits = _run(decoder, z.flatten(0, 1), activation)
-        logits = logits.view(*z.shape[:-1], x.shape[-1])
-        log_px_z = bernoulli_log_prob(logits, x, 1)
-        residual = torch.sigmoid_(logits)
-        torch.sub(x, residual, out=residual)
+        log_px_z, residual, written = _decode(decoder, x, z, activation)
 
         ctx.activation, ctx.depth = activation, depth
         weights = parameters[::2]
@@ -154,9 +177,7 @@ class _Terms(torch.autograd.Function):
         weights, inputs = rest[: len(rest) // 2], rest[len(rest) // 2 :]
         depth, activation = ctx.depth, ctx.activation
 
-        # residual is overwritten: nothing is larger, and nothing else reads it
-        to_logits = residual.mul_(to_log_px_z.unsqueeze(-1)).flatten(0, 1)
-        decoder = _run_back(weights[depth:], inputs[depth:], to_logits, activation)
+        decoder = _decode_back(weights[depth:], inputs[depth:], residual, to_log_px_z, activation)
         to_z = torch.mm(decoder.to_first, weights[depth]).view(eps.shape)
         to_kl = to_kl.unsqueeze(-1)
         to_loc = torch.addcmul(to_z.sum(0), to_kl, loc)
@@ -166,6 +187,54 @@ class _Terms(torch.autograd.Function):
         encoder = _run_back(weights[:depth], inputs[:depth], to_moments, activation)
         encoder.to_parameters[0].addr_(encoder.to_parameters[1], centre, alpha=-1)
         return (None,) * 5 + (*encoder.to_parameters, *decoder.to_parameters)
+
+
+class _LogPxZ(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, z: Tensor, activation: Activation, *parameters: Tensor
+    ) -> Tensor:
+        layers = list(zip(parameters[::2], parameters[1::2], strict=True))
+        log_px_z, residual, inputs = _decode(layers, x, z, activation)
+        ctx.activation, ctx.shape = activation, z.shape
+        ctx.save_for_backward(residual, *parameters[::2], *inputs)
+        return log_px_z
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        residual, *rest = ctx.saved_tensors
+        weights, inputs = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        found = _decode_back(weights, inputs, residual, gradients[0], ctx.activation)
+        to_z = None
+        if ctx.needs_input_grad[1]:
+            to_z = torch.mm(found.to_first, weights[0]).view(ctx.shape)
+        return (None, to_z, None, *found.to_parameters)
+
+
+def _decode(
+    layers: Sequence[Layer], x: Tensor, z: Tensor, activation: Activation
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """log p(x|z), (K, B), its derivative in the logits, (K, B, D), and what each layer reads."""
+    *inputs, logits = _run(layers, z.flatten(0, 1), activation)
+    logits = logits.view(*z.shape[:-1], x.shape[-1])
+    log_px_z = bernoulli_log_prob(logits, x, 1)
+    residual = torch.sigmoid_(logits)
+    return log_px_z, torch.sub(x, residual, out=residual), inputs
+
+
+def _decode_back(
+    weights: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    residual: Tensor,
+    to_log_px_z: Tensor,
+    activation: Activation,
+) -> _Gradients:
+    """Overwrites `residual`: nothing is larger, and nothing else reads it."""
+    to_logits = residual.mul_(to_log_px_z.unsqueeze(-1)).flatten(0, 1)
+    return _run_back(weights, inputs, to_logits, activation)
 
 
 def _run(layers: Sequence[Layer], x: Tensor, activation: Activation) -> list[Tensor]:

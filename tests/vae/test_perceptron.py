@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from vae import VAE, VAEConfig, perceptron
-from vae.objectives import Objective, ObjectiveTerms, TrainingModule
+from vae.objectives import ESTIMATORS, Objective, ObjectiveTerms, TrainingModule
 from vae.priors import NormalPrior
 
 CONFIG = {
@@ -38,14 +38,15 @@ def terms_and_gradients(
     return terms, [gradient.clone() for gradient in gradients if gradient is not None]
 
 
-def both_ways(model: VAE, num_samples: int, monkeypatch: pytest.MonkeyPatch):
+def both_ways(model: VAE, objective: Objective, monkeypatch: pytest.MonkeyPatch):
     generator = torch.Generator().manual_seed(1)
     x = torch.randint(2, (5, 1, 6, 6), generator=generator)
-    eps = torch.randn(num_samples, 5, 3, generator=generator).to(model.dtype)
-    module = TrainingModule(model, Objective(num_samples=num_samples))
-    assert perceptron.applies(model)
+    shape = (objective.num_samples, 5, model.noise_dim)
+    eps = torch.randn(shape, generator=generator).to(model.dtype)
+    module = TrainingModule(model, objective)
     found = terms_and_gradients(module, x, eps)
-    monkeypatch.setattr(perceptron, "applies", lambda model: False)
+    monkeypatch.setattr(perceptron, "knows", lambda model: False)
+    monkeypatch.setattr(perceptron, "knows_decoder", lambda model: False)
     return found, terms_and_gradients(module, x, eps)
 
 
@@ -54,14 +55,43 @@ def both_ways(model: VAE, num_samples: int, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("num_samples", [1, 3])
 def test_terms_and_gradients_are_autograds(activation, hidden, num_samples, monkeypatch):
     model = model_of(torch.float64, activation=activation, hidden=hidden)
-    (terms, gradients), expected = both_ways(model, num_samples, monkeypatch)
+    assert perceptron.knows(model)
+    (terms, gradients), expected = both_ways(model, Objective(num_samples=num_samples), monkeypatch)
     torch.testing.assert_close(terms, expected[0], rtol=1e-12, atol=0)
     assert len(gradients) == len(list(model.parameters()))
     torch.testing.assert_close(gradients, expected[1], rtol=1e-11, atol=1e-12)
 
 
+DECODERS = [{}, {"posterior": "full"}, {"prior": "vamp"}, {"latent_dim": (3, 2)}]
+
+
+@pytest.mark.parametrize("changes", DECODERS)
+@pytest.mark.parametrize("name", [*ESTIMATORS, "free bits"])
+@pytest.mark.parametrize("samples_at_once", [1, 2, 3])
+def test_of_decoders_too(changes, name, samples_at_once, monkeypatch):
+    """Under any objective, posterior and prior, in parts or not."""
+    monkeypatch.setattr(perceptron, "CACHED_VALUES", samples_at_once * 5 * 36)
+    objective = (
+        Objective(num_samples=3, free_bits=1.2)
+        if name == "free bits"
+        else Objective(name=name, num_samples=3)
+    )
+    model = model_of(torch.float64, **changes)
+    asked, knows_decoder = [], perceptron.knows_decoder
+    monkeypatch.setattr(
+        perceptron, "knows_decoder", lambda model: asked.append(model) or knows_decoder(model)
+    )
+    (terms, gradients), expected = both_ways(model, objective, monkeypatch)
+    assert asked
+    assert knows_decoder(model)
+    torch.testing.assert_close(terms, expected[0], rtol=1e-11, atol=0)
+    assert len(gradients) == len(expected[1])
+    torch.testing.assert_close(gradients, expected[1], rtol=1e-10, atol=1e-11)
+
+
 def test_float32_differs_by_rounding(monkeypatch):
-    (terms, gradients), expected = both_ways(model_of(torch.float32), 2, monkeypatch)
+    model = model_of(torch.float32)
+    (terms, gradients), expected = both_ways(model, Objective(num_samples=2), monkeypatch)
     torch.testing.assert_close(terms, expected[0], rtol=2e-6, atol=0)
     torch.testing.assert_close(gradients, expected[1], rtol=2e-5, atol=2e-5)
 
@@ -71,7 +101,7 @@ def test_certain_and_wrong_pixels_keep_their_digits(monkeypatch):
     model = model_of(torch.float32)
     with torch.no_grad():
         model.decoder.output.bias.add_(40 * torch.randn(36))
-    (terms, gradients), expected = both_ways(model, 1, monkeypatch)
+    (terms, gradients), expected = both_ways(model, Objective(), monkeypatch)
     assert terms.log_px_z.max() < -300
     torch.testing.assert_close(terms, expected[0], rtol=2e-6, atol=0)
     torch.testing.assert_close(gradients, expected[1], rtol=2e-5, atol=1e-4)
@@ -82,22 +112,22 @@ def test_certain_and_wrong_pixels_keep_their_digits(monkeypatch):
     [
         {"network": "conv", "hidden": (4,)},
         {"activation": "gelu"},
-        {"posterior": "full"},
-        {"prior": "vamp"},
-        {"latent_dim": (3, 2)},
+        *DECODERS[1:],
         {"space": "grey8", "likelihood": "discretized_logistic"},
     ],
 )
 def test_other_models_are_autograds(changes):
-    assert not perceptron.applies(VAE(VAEConfig(**CONFIG | changes)))
+    model = VAE(VAEConfig(**CONFIG | changes))
+    assert not perceptron.knows(model)
+    assert perceptron.knows_decoder(model) == (changes in DECODERS)
 
 
 def test_bf16_is_autograds():
     model = model_of(torch.float32)
     with model.products_in("bf16"):
         assert model.precision == "bf16"
-        assert not perceptron.applies(model)
-    assert perceptron.applies(model)
+        assert not perceptron.knows(model)
+    assert perceptron.knows(model)
 
 
 class Carried(nn.Module):
@@ -142,7 +172,7 @@ def other_prior(model: VAE) -> None:
 def test_changed_models_are_autograds(change):
     model = model_of(torch.float32)
     change(model)
-    assert not perceptron.applies(model)
+    assert not perceptron.knows(model)
 
 
 @pytest.mark.parametrize("part", ["decoder", "decoder.body.0", "decoder.output"])
@@ -158,13 +188,13 @@ def test_hooks_are_called(part, register):
     module(x, eps).surrogate.sum().backward()
     assert len(calls) == 1
     handle.remove()
-    assert perceptron.applies(model)
+    assert perceptron.knows(model)
 
 
 def test_other_types_are_autograds():
-    assert not perceptron.applies(model_of(torch.bfloat16))
+    assert not perceptron.knows(model_of(torch.bfloat16))
     with torch.autocast("cpu", torch.bfloat16):
-        assert not perceptron.applies(model_of(torch.float32))
+        assert not perceptron.knows(model_of(torch.float32))
 
 
 def test_the_gradient_of_data_and_noise_is_autograds():
