@@ -1,8 +1,8 @@
 """The training loop: `fit` yields one `EpochStats` an epoch; its caller reports and checkpoints.
 
 The same loop runs in a bare process, in Ray Train workers and in Ray Tune trials: where
-torch.distributed is initialised with more than one rank, the objective is wrapped in
-DistributedDataParallel and each rank takes its share of every global batch.
+torch.distributed is initialised with more than one rank, each takes its share of every global batch
+and their gradients are summed, by DistributedDataParallel on GPUs and by `vae.ranks` on CPUs.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vae.data import Batch, NoiseShape, Source, with_noise
+from vae.data import Batch, NoiseShape, Source
 from vae.memory import keep_freed_memory
 from vae.model import PRECISIONS, VAE, check_name
 from vae.objectives import Objective, ObjectiveTerms, TrainingModule
 from vae.optimizer import OPTIMIZERS
+from vae.ranks import sum_gradients, take_weights_of_first
 
 SCHEDULES = ("constant", "cosine")
+DDP_DEVICES = ("cuda",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,10 +188,13 @@ class Trainer:
         self.world_size = dist.get_world_size() if distributed else 1
         self.module = TrainingModule(model, objective)
         self.parallel: nn.Module = self.module
-        if self.world_size > 1:
+        self.uses_ddp = self.world_size > 1 and self.device.type in DDP_DEVICES
+        if self.uses_ddp:
             self.parallel = DistributedDataParallel(
                 self.module, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
+        elif self.world_size > 1:
+            take_weights_of_first(model)
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.parameters = list(named.values())
         self.optimizer = OPTIMIZERS[config.optimizer](
@@ -199,22 +204,7 @@ class Trainer:
         self.noise = NoiseShape(
             objective.num_samples, model.noise_dim, model.dequantizes, self.dtype
         )
-        if self.world_size > 1:
-            self._settle_buckets()
         self.steps_per_epoch = -(-self.data.num_train // config.batch_size)
-
-    def _settle_buckets(self) -> None:
-        """A backward pass of no examples, after which DDP orders its buckets for good.
-
-        The sum over three or more ranks depends, by rounding, on where in a bucket a gradient lies:
-        without this the first step after a resumption would differ from an undisturbed run's.
-        """
-        nothing = torch.empty((0, *self.model.config.data_shape), device=self.device)
-        batch = with_noise(
-            nothing, self.noise, key=(0, 0, 0, 0), first_block=0, binarize=False, global_size=0
-        )
-        self.module.train()
-        self.parallel(batch.x, batch.eps, batch.u, 1.0).surrogate.sum().backward()
 
     def epoch(self) -> EpochStats:
         with self.model.products_in(self.config.precision):
@@ -266,12 +256,14 @@ class Trainer:
         """One step of the optimiser; returns the sums of (count, log_px_z, kl, bound)."""
         terms = self.parallel(batch.x, batch.eps, batch.u, beta)
         # DDP averages gradients over ranks: times world_size it is the sum over all examples.
-        scale = self.world_size
+        scale = self.world_size if self.uses_ddp else 1
         if self.objective.reduction == "mean":
             scale /= batch.global_size
         loss = terms.surrogate.sum() * -scale
         self.optimizer.zero_grad()
         loss.backward()
+        if self.world_size > 1 and not self.uses_ddp:
+            sum_gradients(self.parameters)
         sums = _sums(terms)
         self._check_finite(loss, sums, epoch, step)
         self.learning_rate = self._learning_rate(epoch, step)

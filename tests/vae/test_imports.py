@@ -36,6 +36,7 @@ ORDER = [
     "evidence",
     "diagnostics",
     "data",
+    "ranks",
     "training",
     "checkpoint",
 ]
