@@ -41,6 +41,7 @@ help:
 	@echo "make clean      remove what can be made again; registry and DVC's cache stay"
 	@echo "make lock       pin the newest versions that pyproject.toml allows"
 
+run: export TIGHTBOUND_ENSURE_FOLLOWS := 1
 run: $(INSTALLED) $(CHECKED)
 	@python -m pipeline.ready
 	@dvc repro $(if $(V),,--quiet)

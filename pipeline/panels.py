@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.figures import (
@@ -27,22 +29,21 @@ from pipeline.figures import (
 )
 from pipeline.plots import draw_log_px, log_px_figure
 
+GAP = 0.06  # between two images, in widths of an image
+LINE_INCHES, WORD_INCHES = 0.2, 0.48  # of what stands above an image
+EXTREMES_INCHES = (5.3, 1.65)  # of the worst and the best images
+
 
 @styled
 def image_rows(rows: Sequence[tuple[str, np.ndarray]], title: str = "") -> Figure:
     """Labelled rows of images; each row is (label, (M, H, W) or (M, H, W, 3) in [0, 1])."""
     columns = max(len(images) for _, images in rows)
     height, width = rows[0][1].shape[1:3]
-    scale = 4.7 / columns
+    scale = 5.0 / columns
     size = (5.6, max(0.8, len(rows) * scale * height / width + (0.4 if title else 0.1)))
-    figure, axes = new_figure(len(rows), columns, size=size)
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)  # pyright: ignore
-    for row, (label, images) in zip(axes, rows, strict=True):
-        for ax in row[len(images) :]:
-            ax.set_axis_off()
-        for ax, image in zip(row, images, strict=False):
-            _show(ax, image)
-        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8.5)
+    figure, ((ax,),) = new_figure(size=size)
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01)  # pyright: ignore
+    _draw_rows(ax, rows)
     if title:
         figure.suptitle(title, fontsize=9.5, fontweight="bold", x=0.01, ha="left")
     return figure
@@ -54,8 +55,7 @@ def image_panels(panels: Sequence[tuple[str, np.ndarray]], columns: int = 8) -> 
     figure, axes = new_figure(1, len(panels), size=(2.8 * len(panels), 3.05))
     for ax, (title, images) in zip(axes[0], panels, strict=True):
         _show(ax, mosaic(images, columns))
-        for spine in ax.spines.values():
-            spine.set_visible(False)
+        ax.set_axis_off()
         ax.set_title(title)
     return figure
 
@@ -109,32 +109,64 @@ def histogram_with_extremes(
     """
     if images is None:
         return log_px_figure(log_px)
-    figure = Figure(figsize=(5.6, 4.4), layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=(1.6, 1.0))
-    draw_log_px(parts[0].subplots(), log_px, None)
-    _extremes(parts[1], log_px, images, count)
+    figure, ((above,), (below,)) = new_figure(2, size=(5.6, 4.4), height_ratios=(1.6, 1.0))
+    draw_log_px(above, log_px, None)
+    _draw_extremes(below, log_px, images, count)
     return figure
 
 
 @styled
 def extremes_figure(log_px: np.ndarray, images: np.ndarray, count: int = 10) -> Figure:
     """The `count` worst and best images by log p(x), which stands above each, in nats."""
-    figure = Figure(figsize=(5.6, 1.65), layout="constrained")
-    _extremes(figure, log_px, images, count)
+    figure, ((ax,),) = new_figure(size=(5.6, EXTREMES_INCHES[1]))
+    _draw_extremes(ax, log_px, images, count)
     return figure
 
 
-def _extremes(figure: Any, log_px: np.ndarray, images: np.ndarray, count: int) -> None:
-    count = min(count, len(log_px))
-    axes = figure.subplots(2, count, squeeze=False)
+def _draw_extremes(ax: Axes, log_px: np.ndarray, images: np.ndarray, count: int) -> None:
     order = np.argsort(log_px)
     chosen = {"worst": order[:count], "best": order[::-1][:count]}
-    for row, (title, indices) in zip(axes, chosen.items(), strict=True):
-        for ax, index in zip(row, indices, strict=True):
-            _show(ax, images[index])
-            value = f"{log_px[index]:.0f}".replace("-", MINUS)
-            ax.set_title(value, fontsize=7, loc="center", fontweight="normal")
-        row[0].set_ylabel(title, fontsize=8.5)
+    rows = [(label, images[indices]) for label, indices in chosen.items()]
+    words = [
+        [f"{value:.0f}".replace("-", MINUS) for value in log_px[indices]]
+        for indices in chosen.values()
+    ]
+    height, width = images.shape[1:3]
+    across = EXTREMES_INCHES[0] / (min(count, len(images)) * (1 + GAP) * width)
+    down = (EXTREMES_INCHES[1] / 2 - LINE_INCHES) / ((1 + GAP) * height)
+    pixel = min(across, down)
+    _draw_rows(ax, rows, words, line=LINE_INCHES / pixel, least=WORD_INCHES / pixel)
+
+
+def _draw_rows(
+    ax: Axes,
+    rows: Sequence[tuple[str, np.ndarray]],
+    words: Sequence[Sequence[str]] | None = None,
+    line: float = 0.0,
+    least: float = 0.0,
+) -> None:
+    """Labelled rows of images, in one axes: to lay out one for each image takes seconds.
+
+    words: what stands above each image, `line` pixels high; a column is at least `least` wide.
+    """
+    height, width = rows[0][1].shape[1:3]
+    columns = max(len(images) for _, images in rows)
+    right, down = max(width * (1 + GAP), least), height + width * GAP + line
+    frames = []
+    for row, (label, images) in enumerate(rows):
+        top = row * down + line
+        ax.text(-GAP * width, top + height / 2, f"{label} ", ha="right", va="center", fontsize=8.5)
+        for column, image in enumerate(images):
+            left = column * right
+            _show(ax, image, extent=(left, left + width, top + height, top))
+            frames.append(Rectangle((left, top), width, height))
+            if words is not None:
+                middle = left + width / 2
+                ax.text(middle, top - line / 4, words[row][column], ha="center", fontsize=7)
+    ax.add_collection(PatchCollection(frames, facecolors="none", edgecolors=GRID, linewidths=0.4))
+    ax.set_xlim(0, (columns - 1) * right + width)
+    ax.set_ylim(len(rows) * down - GAP * width, 0)
+    ax.set_axis_off()
 
 
 @styled
@@ -237,12 +269,5 @@ def _column_panels(count: int):
     return figure, panels
 
 
-def _show(ax: Axes, image: np.ndarray) -> None:
-    ax.imshow(np.clip(image, 0.0, 1.0), cmap="gray", vmin=0.0, vmax=1.0)
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.grid(visible=False)
-    for spine in ax.spines.values():
-        spine.set_linewidth(0.4)
-        spine.set_color(GRID)
-        spine.set_visible(True)
+def _show(ax: Axes, image: np.ndarray, **where: Any) -> None:
+    ax.imshow(np.clip(image, 0.0, 1.0), cmap="gray", vmin=0.0, vmax=1.0, **where)

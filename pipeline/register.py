@@ -63,18 +63,24 @@ class Paths:
     evaluate: Path
 
 
-def register(params: PlainParams, paths: Paths, *, ensure: bool = False) -> dict[str, Any]:
+def register(
+    params: PlainParams, paths: Paths, *, ensure: bool = False, page: Path | None = None
+) -> dict[str, Any]:
     """Register the model, let the gate decide, and return what register.json holds.
 
     The same weights never make a second version. With `ensure`, a person's rollback outweighs
-    `register.promote: true`, and the version is tagged with the hash of dvc.lock.
+    `register.promote: true`, the version is tagged with the hash of dvc.lock, and the report's
+    `page`, if there is one, goes to the model's run.
     Raises UserError when the registry does not answer or the self-check did not pass.
     """
     if not read_json(paths.selfcheck)["passed"]:
         raise UserError(f"{paths.selfcheck}: the estimators disagree with exact answers")
     store = tracking.open_store(params)
     try:
-        return _register(params, paths, store, ensure)
+        result = _register(params, paths, store, ensure)
+        if ensure and page is not None and page.is_file():
+            tracking.send_report(store, page, paths.train)
+        return result
     except Unreachable as error:
         raise UserError(tracking.unreachable_message(store.address, error)) from error
 
@@ -317,14 +323,15 @@ def main() -> None:
         "train": "reports/train",
         "evaluate": "reports/evaluate",
         "register": "reports/register.json",
+        "report": "reports/report.html",
     }.items():
         parser.add_argument(f"--{name}", type=Path, default=Path(default))
     parser.add_argument("--ensure", action="store_true")
     given = vars(parser.parse_args())
-    ensure, out = given.pop("ensure"), given.pop("register")
+    ensure, out, page = given.pop("ensure"), given.pop("register"), given.pop("report")
     params = load_plain_params()
     before = read_json(out) if ensure else None  # the stage must have run
-    result = register(params, Paths(**given), ensure=ensure)
+    result = register(params, Paths(**given), ensure=ensure, page=page)
     if before is None:
         write_json(out, result)
     elif is_stale(before, result):
@@ -345,9 +352,9 @@ def remake() -> None:
     """
     if not (Path("dvc.yaml").is_file() and Path("dvc.lock").is_file()):
         return
-    quiet = os.environ | {VERBOSITY_VARIABLE: QUIET}
+    alone = os.environ | {VERBOSITY_VARIABLE: QUIET, tracking.ENSURE_FOLLOWS_VARIABLE: ""}
     for command in (["repro", "--force", "--single-item", "register"], ["repro", "report"]):
-        subprocess.run([sys.executable, "-m", "dvc", *command, "--quiet"], env=quiet, check=True)
+        subprocess.run([sys.executable, "-m", "dvc", *command, "--quiet"], env=alone, check=True)
     say("register   the registry has changed: reports/register.json and the report say so now")
 
 

@@ -2,7 +2,8 @@
 
 Each `mirror_…` function may be called again at any time: it sends what the store lacks and
 nothing twice. None of them raises when the store is slow or down: one warning says that
-`make sync` (`python -m pipeline.tracking --sync`) sends the rest later.
+`make sync` (`python -m pipeline.tracking --sync`) sends the rest later. In `make run` evaluation
+and page go with the registration.
 
 The runs: a sweep with its trials as children; a model run, opened by the training and extended by
 the evaluation and the registration, tagged with its sweep's run id.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import os
 import queue
 import sys
 import threading
@@ -60,6 +62,7 @@ TRIAL_METRICS = (
 )
 FAILED_TRIAL = ("diverged", "died")
 LIVE_WAIT_SECONDS = 10.0
+ENSURE_FOLLOWS_VARIABLE = "TIGHTBOUND_ENSURE_FOLLOWS"
 SYSTEM_SECONDS = 5  # unless MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says otherwise
 
 _warned: set[str] = set()  # addresses of stores that failed in this process, said once each
@@ -77,12 +80,24 @@ def mirror_training(params: PlainParams, train: Path, model: Path, sweep: Path) 
 
 def mirror_evaluation(params: PlainParams, evaluate: Path, train: Path) -> str | None:
     """The model's run gets its importance-sampled likelihoods with their errors, and pictures."""
+    if _ensure_follows():
+        return None
     return _safely(params, lambda store: send_evaluation(store, evaluate, train))
 
 
 def mirror_report(params: PlainParams, page: Path, train: Path) -> str | None:
     """The model's run gets the report page, which MLflow shows."""
+    if _ensure_follows():
+        return None
     return _safely(params, lambda store: send_report(store, page, train))
+
+
+def _ensure_follows() -> bool:
+    """Whether `register --ensure` follows, as in `make run`: it sends evaluation and page too.
+
+    To open the store takes each stage seconds.
+    """
+    return bool(os.environ.get(ENSURE_FOLLOWS_VARIABLE))
 
 
 def open_store(params: PlainParams) -> Store:

@@ -80,7 +80,8 @@ def run_trials(
                 finished=finished,
                 checkpoints=journal.checkpoints(),
             )
-            with cluster.connect(object_store_bytes=cluster.store_size(arrays.nbytes)):
+            size = cluster.store_size(arrays.nbytes)
+            with cluster.connect(object_store_bytes=size, needs="ray.tune"):
                 require_shared(run.storage, key="scaling.storage")
                 for left in reversed(range(params.scaling.max_failures + 1)):
                     _run(params, setting, arrays, journal, todo, run.address, last=not left)

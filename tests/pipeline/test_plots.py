@@ -154,9 +154,13 @@ def test_histogram_counts_what_lies_beyond_the_axis():
 def test_extremes_are_the_worst_and_the_best():
     images = np.zeros((5, 2, 2)) + np.arange(5)[:, None, None] / 10
     figure = panels.extremes_figure(np.array([-3.0, -1.0, -5.0, -2.0, -4.0]), images, count=2)
-    shown = [float(np.max(ax.images[0].get_array())) for ax in figure.axes]  # type: ignore
+    (ax,) = figure.axes
+    shown = [float(np.max(image.get_array())) for image in ax.images]  # type: ignore
     assert shown == pytest.approx([0.2, 0.4, 0.1, 0.3])
-    assert figure.axes[0].get_title() == f"{MINUS}5"
+    places = [image.get_extent() for image in ax.images]
+    assert places[0][0] == places[2][0] < places[1][0] == places[3][0]
+    words = [text.get_text().strip() for text in ax.texts]
+    assert words == ["worst", f"{MINUS}5", f"{MINUS}4", "best", f"{MINUS}1", f"{MINUS}2"]
 
 
 def test_mosaic_places_every_image():

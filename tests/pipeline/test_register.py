@@ -390,7 +390,9 @@ def test_ensure_repairs_a_deleted_database_and_a_changed_address(
     paths = builders.pipeline_outputs(project)
     out = project / "register.json"
     arguments = [f"--{name}={path}" for name, path in vars(paths).items()]
-    arguments += [f"--register={out}"]
+    page = project / "page.html"
+    page.write_text("the page")
+    arguments += [f"--register={out}", f"--report={page}"]
 
     def call(*more: str, **environment: str) -> str:
         command = [sys.executable, "-m", "pipeline.register"]
@@ -412,6 +414,8 @@ def test_ensure_repairs_a_deleted_database_and_a_changed_address(
     assert out.read_text() == written
     params = builders.params()
     version = registry(params).versions()[0]
+    sent = {file.path for file in registry(params).store.client.list_artifacts(version.run_id)}
+    assert {"page.html", "evaluate"} <= sent
     assert version.tags["dvc_lock"] == hashlib.sha256(b"locked: true\n").hexdigest()
     call("--ensure", MLFLOW_TRACKING_URI=server)
     remote = registry(builders.params(uri=server))

@@ -41,6 +41,17 @@ def mirror_all(params: Any) -> tuple[str, str]:
     return sweep, run
 
 
+def test_what_the_registration_sends_is_not_sent_before(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "mlflow.db").unlink()
+    params = builders.params()
+    monkeypatch.setenv(tracking.ENSURE_FOLLOWS_VARIABLE, "1")
+    assert tracking.mirror_evaluation(params, Path("evaluate"), Path("train")) is None
+    assert tracking.mirror_report(params, Path("page.html"), Path("train")) is None
+    assert not (project / "mlflow.db").exists()
+
+
 def open_store(params: Any) -> Store:
     return Store(store_address(params.tracking.uri), params.tracking.experiment)
 
