@@ -27,6 +27,7 @@ import torch
 from pipeline.baseline import Baseline, fit_baselines
 from pipeline.prepared import SPLITS, load_meta, load_split
 from pipeline.selfcheck import selfcheck
+from pipeline.tracking import ENSURE_FOLLOWS_VARIABLE
 from tests.end_to_end.conftest import REPOSITORY, Project, finish
 from vae import load
 
@@ -42,9 +43,10 @@ BEFORE, AFTER = "ready", "ensure"  # what `make run` does before and after DVC
 
 
 def shipped_project(folder: Path) -> Project:
-    """The pipeline with the parameters and threads that users get."""
+    """The pipeline with the parameters, threads and environment of `make run`."""
     project = Project.create(folder)
     del project.environment["OMP_NUM_THREADS"]
+    project.environment[ENSURE_FOLLOWS_VARIABLE] = "1"
     shutil.copy(REPOSITORY / "params.yaml", folder)
     return project
 
