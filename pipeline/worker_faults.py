@@ -5,6 +5,8 @@ from __future__ import annotations
 from pipeline.stage import full_disk, is_full_disk
 
 DEATH = "its process died: killed, out of memory, or its node was lost"
+SILENCE = "its process did not answer for minutes: stopped, or starved of its machine"
+_SILENCES = ("ActorUnavailableError",)
 _DEATHS = ("actor is dead", "actor died", "ActorDiedError", "worker died", "WorkerCrashedError")
 # Of Python, of torch on CPU and on a GPU, and of Ray, which ends what would starve its node.
 _MEMORY = (
@@ -28,4 +30,6 @@ def fault_of_a_worker(text: str, *, key: str, storage: object) -> str | None:
         return f"it ran out of memory; lower {key} in params.yaml, or give Ray more of it"
     if any(sign in text for sign in _DEATHS):
         return DEATH
+    if any(sign in text for sign in _SILENCES):
+        return SILENCE
     return None
