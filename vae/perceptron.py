@@ -42,6 +42,7 @@ ACTIVATIONS = {
     ),
 }
 
+METHODS = {"posterior", "prior", "likelihood", "log_px_z"}  # that one model may have replaced
 CACHED_VALUES = 2**22  # of log p(x|z)'s K B D values, that are taken at a time
 
 Layer = tuple[Tensor, Tensor]  # weight (outputs, inputs), bias (outputs,)
@@ -66,6 +67,7 @@ def knows_decoder(model: VAE) -> bool:
     """
     return (
         type(model) is VAE
+        and not METHODS & vars(model).keys()
         and type(model.likelihood_family) is Bernoulli
         and model.config.activation in ACTIVATIONS
         and _is_plain(model.decoder, model.config.activation)

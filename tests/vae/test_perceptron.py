@@ -166,13 +166,20 @@ def other_prior(model: VAE) -> None:
     model.prior_family.__class__ = Wide  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.mark.parametrize(
-    "change", [carried, without_bias, other_activation, dropped_out, other_prior]
-)
+def other_method(model: VAE) -> None:
+    model.log_px_z = lambda x, z, u=None: z.sum(-1)
+
+
+CHANGES = [carried, without_bias, other_activation, dropped_out, other_prior, other_method]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_changed_models_are_autograds(change):
     model = model_of(torch.float32)
     change(model)
     assert not perceptron.knows(model)
+    of_encoder = change in (carried, dropped_out, other_prior)
+    assert perceptron.knows_decoder(model) == of_encoder
 
 
 @pytest.mark.parametrize("part", ["decoder", "decoder.body.0", "decoder.output"])
