@@ -155,7 +155,10 @@ def _draw_rows(
     frames = []
     for row, (label, images) in enumerate(rows):
         top = row * down + line
-        ax.text(-GAP * width, top + height / 2, f"{label} ", ha="right", va="center", fontsize=8.5)
+        ax.annotate(
+            label, (0, top + height / 2), (-5, 0), ("axes fraction", "data"), "offset points",
+            ha="right", va="center", fontsize=8.5,
+        )  # fmt: skip
         for column, image in enumerate(images):
             left = column * right
             _show(ax, image, extent=(left, left + width, top + height, top))

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from pipeline import panels, pictures, plots
@@ -159,8 +160,16 @@ def test_extremes_are_the_worst_and_the_best():
     assert shown == pytest.approx([0.2, 0.4, 0.1, 0.3])
     places = [image.get_extent() for image in ax.images]
     assert places[0][0] == places[2][0] < places[1][0] == places[3][0]
-    words = [text.get_text().strip() for text in ax.texts]
+    words = [text.get_text() for text in ax.texts]
     assert words == ["worst", f"{MINUS}5", f"{MINUS}4", "best", f"{MINUS}1", f"{MINUS}2"]
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 11), (4, 11), (8, 11), (3, 10), (3, 2)])
+def test_no_label_of_a_row_is_cut_off(rows: int, columns: int):
+    figure = panels.image_rows([("draw from p(x|z)", np.zeros((columns, 28, 28)))] * rows)
+    FigureCanvasAgg(figure).draw()
+    (ax,) = figure.axes
+    assert all(text.get_window_extent().x0 >= 0 for text in ax.texts)
 
 
 def test_mosaic_places_every_image():
