@@ -42,7 +42,7 @@ def image_rows(rows: Sequence[tuple[str, np.ndarray]], title: str = "") -> Figur
     scale = 5.0 / columns
     size = (5.6, max(0.8, len(rows) * scale * height / width + (0.4 if title else 0.1)))
     figure, ((ax,),) = new_figure(size=size)
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01)  # pyright: ignore
+    figure.get_layout_engine().set(h_pad=0.01)  # pyright: ignore
     _draw_rows(ax, rows)
     if title:
         figure.suptitle(title, fontsize=9.5, fontweight="bold", x=0.01, ha="left")

@@ -166,7 +166,7 @@ def test_extremes_are_the_worst_and_the_best():
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 11), (4, 11), (8, 11), (3, 10), (3, 2)])
 def test_no_label_of_a_row_is_cut_off(rows: int, columns: int):
-    figure = panels.image_rows([("draw from p(x|z)", np.zeros((columns, 28, 28)))] * rows)
+    figure = panels.image_rows([("z[3]", np.zeros((columns, 28, 28)))] * rows)
     FigureCanvasAgg(figure).draw()
     (ax,) = figure.axes
     assert all(text.get_window_extent().x0 >= 0 for text in ax.texts)
