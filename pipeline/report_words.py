@@ -71,6 +71,8 @@ def network(model: dict[str, Any]) -> str:
 
 def objective(objective: dict[str, Any]) -> str:
     words = f"{objective['name']}, K = {objective['num_samples']}"
+    if objective.get("backward_samples"):
+        words += f", gradient through {objective['backward_samples']} of them"
     if objective.get("beta", 1.0) != 1.0:
         words += f", β = {objective['beta']}"
     if objective.get("beta_warmup_epochs"):

@@ -28,23 +28,26 @@ class Batch(NamedTuple):
     """One worker's share of a global batch, with its noise.
 
     x: (B, *data_shape), as the space says; eps: (K, B, d) standard normal; u: (B, *data_shape)
-    uniform on [0, 1) for a likelihood that trains on dequantised data, else None;
-    global_size: examples in the whole batch, over all workers.
+    uniform on [0, 1) for a likelihood that trains on dequantised data, else None; v: (B,) uniform
+    on [0, 1) for an objective that draws `backward_samples`, else None; global_size: examples in
+    the whole batch, over all workers.
     """
 
     x: Tensor
     eps: Tensor
     u: Tensor | None
+    v: Tensor | None
     global_size: int
 
 
 class NoiseShape(NamedTuple):
-    """What a batch's noise must hold: K samples of d values, and u or not."""
+    """What a batch's noise must hold: K samples of d values, u or not, and v or not."""
 
     num_samples: int
     noise_dim: int
     dequantize: bool
     dtype: torch.dtype
+    resample: bool = False
 
 
 class Source(Protocol):
@@ -217,6 +220,7 @@ def with_noise(
     size, device, values = len(x), x.device, x.shape[1:].numel()
     eps = torch.empty(noise.num_samples, size, noise.noise_dim, dtype=noise.dtype, device=device)
     u = torch.empty(x.shape, dtype=noise.dtype, device=device) if noise.dequantize else None
+    v = torch.empty(size, dtype=noise.dtype, device=device) if noise.resample else None
     words = torch.empty(-(-size * values // 4), dtype=torch.int64, device=device)  # 16 bits each
     for offset in range(0, size, BLOCK):
         end = min(offset + BLOCK, size)
@@ -229,12 +233,14 @@ def with_noise(
         )
         if u is not None:
             u[offset:end].uniform_(generator=generator)
+        if v is not None:
+            v[offset:end].uniform_(generator=generator)
         if binarize:
             block = words[offset * values // 4 : -(-end * values // 4)]
             block.random_(-(2**63), None, generator=generator)
     if binarize:
         x = draw_pixels(x, words, out=torch.empty(x.shape, dtype=noise.dtype, device=device))
-    return Batch(x, eps, u, global_size)
+    return Batch(x, eps, u, v, global_size)
 
 
 def draw_pixels(grey: Tensor, words: Tensor, *, out: Tensor) -> Tensor:

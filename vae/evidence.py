@@ -31,7 +31,7 @@ from vae.importance_weights import (
     standard_normal,
 )
 from vae.limits import KHAT_LIMIT
-from vae.memory import keep_freed_memory
+from vae.memory import keep_freed_memory, samples_at_once
 from vae.model import VAE
 from vae.posteriors import CholeskyNormal
 from vae.proposals import make_proposal
@@ -45,9 +45,6 @@ __all__ = [
     "importance_sampling",
     "prior_monte_carlo",
 ]
-
-CHUNK_VALUES = {"cpu": 2**20, "cuda": 2**26}
-"""Decoder outputs held at a time by default: the fastest on a CPU, a few hundred MB on a GPU."""
 
 FIRST_STOP = 256
 STOP_ESS, STOP_KHAT = 200.0, 0.5
@@ -215,8 +212,7 @@ def _new_stream(model: VAE, num_samples: int, x: Tensor) -> WeightStream:
 def _chunk_size(x: Tensor, wanted: int | None) -> int:
     """Samples of each example of x that are decoded at a time."""
     if wanted is None:
-        values = max(1, x[:1].numel()) * max(1, len(x))
-        return max(1, CHUNK_VALUES.get(x.device.type, CHUNK_VALUES["cpu"]) // values)
+        return samples_at_once(x)
     if wanted < 1:
         raise ValueError(f"chunk_size must be at least 1; found {wanted}")
     return wanted

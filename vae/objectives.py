@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from vae import perceptron
+from vae.memory import samples_at_once
 from vae.model import VAE, check_name
 from vae.posteriors import kl_per_dimension
 from vae.priors import LatentDistribution, Reparameterized
+from vae.resampling import draw_by_weight
 
 
 class ObjectiveTerms(NamedTuple):
@@ -43,11 +45,16 @@ class Objective:
     dreg: the IWAE bound, doubly reparameterised (Tucker, Lawson, Gu and Maddison, 2019).
     score_function: the ELBO by REINFORCE with a leave-one-out baseline (Mnih and Rezende, 2016).
 
+    With `backward_samples` M below K, iwae and dreg take the K samples' weights without a gradient
+    and the gradient through M of them, drawn by weight: it has the same mean, and of the cost of a
+    step little more than the forward passes stays (Burda et al., section 3).
+
     Raises ValueError naming every faulty key of params.yaml at once.
     """
 
     name: str = "elbo"
     num_samples: int = 1  # K
+    backward_samples: int | None = None  # M, of iwae and dreg; None: all K
     beta: float = 1.0  # weight of the KL (Higgins et al., 2017)
     beta_warmup_epochs: int = 0  # the weight rises linearly from 0 over so many epochs
     free_bits: float = 0.0  # nats per latent dimension and example (Kingma et al., 2016)
@@ -68,6 +75,8 @@ class Objective:
                 "objective.num_samples: score_function needs at least 2 samples, since each is "
                 "the other's baseline; got 1"
             )
+        if self.backward_samples is not None:
+            yield from self._faults_of_backward_samples(self.backward_samples)
         if not _is_integer(self.beta_warmup_epochs) or self.beta_warmup_epochs < 0:
             yield (
                 "objective.beta_warmup_epochs: expected an integer of at least 0, got "
@@ -89,6 +98,29 @@ class Objective:
                 "objective.name: elbo"
             )
 
+    def _faults_of_backward_samples(self, count: int) -> Iterable[str]:
+        if not _is_integer(count) or count < 1:
+            yield (
+                f"objective.backward_samples: expected a positive integer, or null, got {count!r}"
+            )
+        elif _is_integer(self.num_samples) and count > self.num_samples:
+            yield (
+                f"objective.backward_samples: expected at most objective.num_samples, which is "
+                f"{self.num_samples}, got {count}"
+            )
+        elif self.name in ESTIMATORS and self.name not in ESTIMATORS_OF_FEW:
+            yield (
+                f"objective.backward_samples: {self.name} weighs its samples equally; use null and "
+                f"a smaller num_samples, or objective.name: {' or '.join(ESTIMATORS_OF_FEW)}"
+            )
+
+    @property
+    def num_drawn(self) -> int | None:
+        """M, where the gradient goes through fewer than all samples, else None."""
+        if self.backward_samples is None or self.backward_samples >= self.num_samples:
+            return None
+        return self.backward_samples
+
     def beta_at(self, epoch: int) -> float:
         """The KL's weight in this epoch; epochs count from 1."""
         if self.beta_warmup_epochs == 0:
@@ -108,13 +140,18 @@ class TrainingModule(nn.Module):
         self.objective = objective
 
     def forward(
-        self, x: Tensor, eps: Tensor, u: Tensor | None = None, beta: float | None = None
+        self,
+        x: Tensor,
+        eps: Tensor,
+        u: Tensor | None = None,
+        beta: float | None = None,
+        v: Tensor | None = None,
     ) -> ObjectiveTerms:
         """Terms (B,) of the objective at x (B, *data_shape).
 
         Args: eps (K, B, L), standard normal; u (B, *data_shape), uniform on [0, 1), for
         likelihoods that dequantise; beta, this epoch's weight of the KL (`beta_at`), by default
-        the objective's.
+        the objective's; v (B,), uniform on [0, 1), by which `backward_samples` are drawn.
         """
         expected = (self.objective.num_samples, len(x), self.model.noise_dim)
         if tuple(eps.shape) != expected:
@@ -129,7 +166,7 @@ class TrainingModule(nn.Module):
         step = _Step(
             log_px_z=lambda z: (
                 perceptron.log_px_z(self.model, x, z)
-                if decoder_by_hand
+                if decoder_by_hand and torch.is_grad_enabled()
                 else self.model.log_px_z(x, z, u)
             ),
             q=self.model.posterior(x),
@@ -138,7 +175,14 @@ class TrainingModule(nn.Module):
             beta=beta,
             free_bits=self.objective.free_bits,
         )
-        surrogate, *values = ESTIMATORS[self.objective.name](step)
+        num_drawn = self.objective.num_drawn
+        if num_drawn is not None and torch.is_grad_enabled():
+            if v is None:
+                raise ValueError("v: expected shape (B,), since backward_samples is set, got None")
+            few = _draw_few(step, num_drawn, v, samples_at_once(x))
+            surrogate, *values = ESTIMATORS_OF_FEW[self.objective.name](step, few)
+        else:
+            surrogate, *values = ESTIMATORS[self.objective.name](step)
         return ObjectiveTerms(surrogate, *(value.detach() for value in values))
 
     def _is_plain_elbo(self, x: Tensor) -> bool:
@@ -162,6 +206,38 @@ class _Step:
     free_bits: float
 
 
+class _Few(NamedTuple):
+    """M of a batch's K samples, (M, B) each, and what all K say, (B,); without a gradient."""
+
+    eps: Tensor  # (M, B, L)
+    weights: Tensor  # normalised, of all K
+    shares: Tensor  # of the gradient: weight / probability of having been drawn
+    bound: Tensor
+    log_px_z: Tensor
+    kl: Tensor
+
+    def terms(self, surrogate: Tensor) -> ObjectiveTerms:
+        return ObjectiveTerms(surrogate, self.bound, self.log_px_z, self.kl)
+
+
+@torch.no_grad()
+def _draw_few(step: _Step, count: int, v: Tensor, samples_at_once: int) -> _Few:
+    parts = [_log_px_z_and_kl(step, eps) for eps in step.eps.split(samples_at_once)]
+    log_px_z, kl = (torch.cat(part) for part in zip(*parts, strict=True))
+    log_w = log_px_z - kl
+    weights = log_w.softmax(0)
+    places, probabilities = draw_by_weight(weights, count, v)
+    weights = weights.gather(0, places)
+    return _Few(
+        eps=step.eps.gather(0, places.unsqueeze(-1).expand(-1, -1, step.eps.shape[-1])),
+        weights=weights,
+        shares=(weights / probabilities).to(weights.dtype),
+        bound=_log_mean_exp(log_w),
+        log_px_z=log_px_z.mean(0),
+        kl=kl.mean(0),
+    )
+
+
 def _elbo(step: _Step) -> ObjectiveTerms:
     terms = kl_per_dimension(step.q, step.p)
     if terms is None:
@@ -179,32 +255,52 @@ def _elbo(step: _Step) -> ObjectiveTerms:
 
 
 def _stl(step: _Step) -> ObjectiveTerms:
-    z = step.q.from_noise(step.eps)
-    log_px_z = step.log_px_z(z).mean(0)
-    kl = (step.q.detach().log_prob(z) - step.p.log_prob(z)).mean(0)
+    _, log_px_z, kl = _without_score(step, step.eps)
+    log_px_z, kl = log_px_z.mean(0), kl.mean(0)
     bound = log_px_z - step.beta * kl
     return ObjectiveTerms(bound, bound, log_px_z, kl)
 
 
 def _iwae(step: _Step) -> ObjectiveTerms:
-    z, log_q = step.q.from_noise_with_log_prob(step.eps)
-    log_px_z = step.log_px_z(z)
-    kl = log_q - step.p.log_prob(z)
+    log_px_z, kl = _log_px_z_and_kl(step, step.eps)
     bound = _log_mean_exp(log_px_z - kl)
     return ObjectiveTerms(bound, bound, log_px_z.mean(0), kl.mean(0))
 
 
+def _iwae_of_few(step: _Step, few: _Few) -> ObjectiveTerms:
+    log_px_z, kl = _log_px_z_and_kl(step, few.eps)
+    return few.terms((few.shares * (log_px_z - kl)).sum(0))
+
+
+def _log_px_z_and_kl(step: _Step, eps: Tensor) -> tuple[Tensor, Tensor]:
+    z, log_q = step.q.from_noise_with_log_prob(eps)
+    return step.log_px_z(z), log_q - step.p.log_prob(z)
+
+
 def _dreg(step: _Step) -> ObjectiveTerms:
-    z = step.q.from_noise(step.eps)
-    log_px_z = step.log_px_z(z)
-    kl = step.q.detach().log_prob(z) - step.p.log_prob(z)
+    z, log_px_z, kl = _without_score(step, step.eps)
     log_w = log_px_z - kl
     weights = log_w.detach().softmax(0)
-    # On its way into φ through z the gradient is weighted once more: w² there, w for θ.
-    if z.requires_grad:
-        z.register_hook(lambda gradient: gradient * weights.unsqueeze(-1))
+    _weigh_once_more(z, weights)
     surrogate = (weights * log_w).sum(0)
     return ObjectiveTerms(surrogate, _log_mean_exp(log_w), log_px_z.mean(0), kl.mean(0))
+
+
+def _dreg_of_few(step: _Step, few: _Few) -> ObjectiveTerms:
+    z, log_px_z, kl = _without_score(step, few.eps)
+    _weigh_once_more(z, few.weights)
+    return few.terms((few.shares * (log_px_z - kl)).sum(0))
+
+
+def _without_score(step: _Step, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    z = step.q.from_noise(eps)
+    return z, step.log_px_z(z), step.q.detach().log_prob(z) - step.p.log_prob(z)
+
+
+def _weigh_once_more(z: Tensor, weights: Tensor) -> None:
+    """On its way into φ through z the gradient is weighted by w again: w² there, w for θ."""
+    if z.requires_grad:
+        z.register_hook(lambda gradient: gradient * weights.unsqueeze(-1))
 
 
 def _score_function(step: _Step) -> ObjectiveTerms:
@@ -231,4 +327,8 @@ ESTIMATORS: dict[str, Callable[[_Step], ObjectiveTerms]] = {
     "stl": _stl,
     "dreg": _dreg,
     "score_function": _score_function,
+}
+ESTIMATORS_OF_FEW: dict[str, Callable[[_Step, _Few], ObjectiveTerms]] = {
+    "iwae": _iwae_of_few,
+    "dreg": _dreg_of_few,
 }

@@ -202,7 +202,11 @@ class Trainer:
         )
         self.learning_rate = config.learning_rate
         self.noise = NoiseShape(
-            objective.num_samples, model.noise_dim, model.dequantizes, self.dtype
+            objective.num_samples,
+            model.noise_dim,
+            model.dequantizes,
+            self.dtype,
+            objective.num_drawn is not None,
         )
         self.steps_per_epoch = -(-self.data.num_train // config.batch_size)
 
@@ -254,7 +258,7 @@ class Trainer:
 
     def train_step(self, batch: Batch, epoch: int, step: int, beta: float) -> Tensor:
         """One step of the optimiser; returns the sums of (count, log_px_z, kl, bound)."""
-        terms = self.parallel(batch.x, batch.eps, batch.u, beta)
+        terms = self.parallel(batch.x, batch.eps, batch.u, beta, batch.v)
         # DDP averages gradients over ranks: times world_size it is the sum over all examples.
         scale = self.world_size if self.uses_ddp else 1
         if self.objective.reduction == "mean":
@@ -275,7 +279,7 @@ class Trainer:
         """Means over the whole validation split, over all ranks."""
         totals = torch.zeros(4, dtype=torch.float64, device=self.device)
         batches = self.data.valid_batches(
-            self.noise._replace(dequantize=False),
+            self.noise._replace(dequantize=False, resample=False),
             seed=self.config.seed,
             rank=self.rank,
             world_size=self.world_size,

@@ -57,9 +57,11 @@ def module(model: VAE, name: str, num_samples=K, **options: Any) -> TrainingModu
     return TrainingModule(model, Objective(name=name, num_samples=num_samples, **options))
 
 
-def gradients(training: TrainingModule, x: Tensor, eps: Tensor) -> dict[str, Tensor]:
+def gradients(
+    training: TrainingModule, x: Tensor, eps: Tensor, v: Tensor | None = None
+) -> dict[str, Tensor]:
     training.zero_grad()
-    training(x, eps).surrogate.sum().backward()
+    training(x, eps, v=v).surrogate.sum().backward()
     return {
         name: parameter.grad.clone()
         for name, parameter in training.model.named_parameters()
@@ -67,11 +69,13 @@ def gradients(training: TrainingModule, x: Tensor, eps: Tensor) -> dict[str, Ten
     }
 
 
-def encoder_gradients(training: TrainingModule, x: Tensor, eps: Tensor) -> Tensor:
+def encoder_gradients(
+    training: TrainingModule, x: Tensor, eps: Tensor, v: Tensor | None = None
+) -> Tensor:
     """The gradient for the encoder's outputs of each example, (B, num_outputs)."""
     outputs = []
     handle = training.model.encoder.register_forward_hook(lambda *args: outputs.append(args[-1]))
-    surrogate = training(x, eps).surrogate
+    surrogate = training(x, eps, v=v).surrogate
     handle.remove()
     return torch.autograd.grad(surrogate.sum(), outputs[0])[0]
 
@@ -432,6 +436,18 @@ def test_noise_of_another_shape_is_refused():
         ({"beta_warmup_epochs": -1}, ["objective.beta_warmup_epochs", "-1"]),
         ({"name": "iwae", "beta": 2.0}, ["objective.beta", "iwae"]),
         ({"name": "dreg", "beta_warmup_epochs": 3}, ["objective.beta", "beta_warmup_epochs 0"]),
+        (
+            {"name": "iwae", "num_samples": 5, "backward_samples": 0},
+            ["objective.backward_samples", "0"],
+        ),
+        (
+            {"name": "iwae", "num_samples": 5, "backward_samples": 6},
+            ["objective.backward_samples", "at most", "5", "6"],
+        ),
+        (
+            {"num_samples": 5, "backward_samples": 2},
+            ["objective.backward_samples", "elbo", "iwae or dreg"],
+        ),
         ({"name": "stl", "free_bits": 0.5}, ["objective.free_bits", "stl"]),
     ],
 )

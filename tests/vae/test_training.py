@@ -171,6 +171,8 @@ OBJECTIVES = {
     "sum": Objective(num_samples=2, reduction="sum", free_bits=0.1, beta=0.5),
     "iwae": Objective(name="iwae", num_samples=3),
     "dreg": Objective(name="dreg", num_samples=3),
+    "iwae of few": Objective(name="iwae", num_samples=6, backward_samples=2),
+    "dreg of few": Objective(name="dreg", num_samples=6, backward_samples=2),
     "stl": Objective(name="stl", num_samples=2),
     "score_function": Objective(name="score_function", num_samples=3),
 }
