@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from functools import cache
 
 from torch import Tensor
@@ -10,14 +11,14 @@ from torch import Tensor
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGEST_KEPT, MOST_KEPT = 32 * 2**20, 256 * 2**20  # bytes; the former is glibc's own limit
 
-CHUNK_VALUES = {"cpu": 2**20, "cuda": 2**26}
-"""Decoder outputs held at a time by default: the fastest on a CPU, a few hundred MB on a GPU."""
 
+def samples_at_once(x: Tensor, chunk_values: Mapping[str, int]) -> int:
+    """Samples of each example of x (B, *data_shape) that are decoded at a time.
 
-def samples_at_once(x: Tensor) -> int:
-    """Samples of each example of x (B, *data_shape) that are decoded at a time by default."""
+    chunk_values: by device type, "cpu" among them, the decoder outputs that may be held at a time.
+    """
     values = max(1, x[:1].numel()) * max(1, len(x))
-    return max(1, CHUNK_VALUES.get(x.device.type, CHUNK_VALUES["cpu"]) // values)
+    return max(1, chunk_values.get(x.device.type, chunk_values["cpu"]) // values)
 
 
 @cache

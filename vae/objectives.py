@@ -20,6 +20,9 @@ from vae.posteriors import kl_per_dimension
 from vae.priors import LatentDistribution, Reparameterized
 from vae.resampling import draw_by_weight
 
+CHUNK_VALUES = {"cpu": perceptron.CACHED_VALUES, "cuda": 2**26}
+"""Decoder outputs held at a time where they are weighed without a gradient."""
+
 
 class ObjectiveTerms(NamedTuple):
     """Per example, (B,), nats, larger is better (except `kl`).
@@ -179,7 +182,7 @@ class TrainingModule(nn.Module):
         if num_drawn is not None and torch.is_grad_enabled():
             if v is None:
                 raise ValueError("v: expected shape (B,), since backward_samples is set, got None")
-            few = _draw_few(step, num_drawn, v, samples_at_once(x))
+            few = _draw_few(step, num_drawn, v, samples_at_once(x, CHUNK_VALUES))
             surrogate, *values = ESTIMATORS_OF_FEW[self.objective.name](step, few)
         else:
             surrogate, *values = ESTIMATORS[self.objective.name](step)

@@ -13,9 +13,8 @@ from torch import Tensor
 from vae import VAE, FactorAnalysis, VAEConfig
 from vae.checkpoint import load_state, save_state
 from vae.data import Dataset, NoiseShape
-from vae.evidence import importance_sampling
+from vae.evidence import CHUNK_VALUES, importance_sampling
 from vae.likelihoods import LIKELIHOODS
-from vae.memory import CHUNK_VALUES
 from vae.objectives import Objective, TrainingModule
 from vae.priors import raw_log_scale
 from vae.training import TrainingConfig, TrainingState, fit
