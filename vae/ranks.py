@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from vae.shared_sum import SharedSum, open_shared_sum
+
 
 def take_weights_of_first(module: nn.Module) -> None:
     """Give every rank the parameters and buffers of rank 0."""
@@ -20,14 +22,39 @@ def take_weights_of_first(module: nn.Module) -> None:
         dist.broadcast(tensor, src=0)
 
 
-def sum_gradients(parameters: Sequence[Tensor]) -> None:
-    """Replace each gradient by its sum over all ranks, all in one message.
+class GradientSum:
+    """Sums over all ranks, the same to the bit on each of them.
 
-    The same parameters must have gradients on every rank.
+    In memory that the ranks share where they are processes of one machine, else through
+    torch.distributed. To make one is a call that all ranks take part in.
     """
-    given = [(one, one.grad) for one in parameters if one.grad is not None]
-    total = torch.cat([gradient.flatten() for _, gradient in given])
-    dist.all_reduce(total)
-    parts = total.split([gradient.numel() for _, gradient in given])
-    for (parameter, gradient), part in zip(given, parts, strict=True):
-        parameter.grad = part.view_as(gradient)
+
+    shared: SharedSum | None
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters = list(parameters)
+        most = 1 + sum(one.numel() for one in self.parameters)
+        self.shared = open_shared_sum(most, self.parameters[0].dtype)
+
+    def __call__(self, loss: Tensor) -> Tensor:
+        """Replace each gradient by its sum over all ranks; returns that of the loss, a scalar.
+
+        The same parameters must have gradients on every rank. Raises ConnectionError or
+        RuntimeError where another rank is gone.
+        """
+        given = [(one, one.grad) for one in self.parameters if one.grad is not None]
+        mine = [loss.detach().view(1), *(gradient.flatten() for _, gradient in given)]
+        if self.shared is not None:
+            total = self.shared(mine)
+        else:
+            total = torch.cat(mine)
+            dist.all_reduce(total)
+        loss, *parts = total.split([part.numel() for part in mine])
+        for (parameter, gradient), part in zip(given, parts, strict=True):
+            parameter.grad = part.view_as(gradient)
+        return loss.view(())
+
+    def close(self) -> None:
+        """Give the shared memory back."""
+        if self.shared is not None:
+            self.shared.close()

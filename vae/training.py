@@ -22,7 +22,7 @@ from vae.memory import keep_freed_memory
 from vae.model import PRECISIONS, VAE, check_name
 from vae.objectives import Objective, ObjectiveTerms, TrainingModule
 from vae.optimizer import OPTIMIZERS
-from vae.ranks import sum_gradients, take_weights_of_first
+from vae.ranks import GradientSum, take_weights_of_first
 
 SCHEDULES = ("constant", "cosine")
 DDP_DEVICES = ("cuda",)
@@ -161,11 +161,15 @@ def fit(
     keep_freed_memory()
     state = TrainingState() if state is None else state
     trainer = Trainer(model, data, config, objective or Objective(), state)
-    while not state.finished(config):
-        stats = trainer.epoch()
-        if state.finished(config) and not state.best_weights:
-            raise DivergenceError(stats.epoch, trainer.steps_per_epoch, "the validation bound")
-        yield stats
+    try:
+        while not state.finished(config):
+            stats = trainer.epoch()
+            if state.finished(config) and not state.best_weights:
+                raise DivergenceError(stats.epoch, trainer.steps_per_epoch, "the validation bound")
+            yield stats
+    finally:
+        if trainer.sum_gradients is not None:
+            trainer.sum_gradients.close()
 
 
 class Trainer:
@@ -197,6 +201,9 @@ class Trainer:
             take_weights_of_first(model)
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.parameters = list(named.values())
+        self.sum_gradients = (
+            GradientSum(self.parameters) if self.world_size > 1 and not self.uses_ddp else None
+        )
         self.optimizer = OPTIMIZERS[config.optimizer](
             named, weight_decay=config.weight_decay, tensors=state.optimizer
         )
@@ -266,8 +273,8 @@ class Trainer:
         loss = terms.surrogate.sum() * -scale
         self.optimizer.zero_grad()
         loss.backward()
-        if self.world_size > 1 and not self.uses_ddp:
-            sum_gradients(self.parameters)
+        if self.sum_gradients is not None:
+            loss = self.sum_gradients(loss)
         sums = _sums(terms)
         self._check_finite(loss, sums, epoch, step)
         self.learning_rate = self._learning_rate(epoch, step)
@@ -300,15 +307,16 @@ class Trainer:
     def _check_finite(self, loss: Tensor, sums: Tensor, epoch: int, step: int) -> None:
         """Clip the gradient and stop at a loss or gradient that is not finite.
 
-        With several ranks only the averaged gradient tells all of them at the same step.
+        Of several ranks all stop at the same step: by the sum of their losses, or with DDP, which
+        sums no losses, by that of their gradients.
         """
         clip = self.config.gradient_clip
         finite = loss
-        if clip is not None or self.world_size > 1:
+        if clip is not None or self.uses_ddp:
             norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
             if clip is not None:
                 nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
-            finite = norm if self.world_size > 1 else norm + loss.detach()
+            finite = norm if self.uses_ddp else norm + loss.detach()
         if math.isfinite(finite.item()):
             return
         names = ("log p(x|z)", "KL", "the objective")
@@ -317,7 +325,8 @@ class Trainer:
             for name, value in zip(names, sums[1:].tolist(), strict=True)
             if not math.isfinite(value)
         ]
-        raise DivergenceError(epoch, step + 1, terms[0] if terms else "the gradient")
+        elsewhere = "the gradient" if math.isfinite(loss.item()) else "the objective"
+        raise DivergenceError(epoch, step + 1, terms[0] if terms else elsewhere)
 
     def _reduce(self, totals: Tensor) -> dict[str, float]:
         """Sums over all ranks → means over all examples."""

@@ -1,0 +1,181 @@
+"""Sums over the processes of one machine, in memory that they share.
+
+Loopback sockets take milliseconds for the gradients of a small network, as long as a training step
+does; memory takes a tenth. It has no name, and ends with the last process that holds it, however
+that ends.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+LARGEST = 2**30  # bytes of shared memory
+PATIENCE = (
+    1800.0  # seconds until a rank that is not heard of counts as gone, as torch.distributed's
+)
+RANK_BYTES = 4
+
+
+@dataclass
+class SharedSum:
+    """slots: (2, ranks, values), shared by all ranks; peers: a socket to each other rank.
+
+    Ranks write in one of the two halves while others may still read the other.
+    """
+
+    slots: Tensor
+    rank: int
+    peers: Sequence[socket.socket]
+    half: int = 0
+
+    def __call__(self, parts: Sequence[Tensor]) -> Tensor:
+        """The sum over ranks of the parts' values, one after another: (values,), in rank order.
+
+        Every rank gives the same number of values, at most as many as a slot has. Raises
+        ConnectionError where another rank's process ended, TimeoutError after half an hour.
+        """
+        count = sum(part.numel() for part in parts)
+        slots, self.half = self.slots[self.half, :, :count], 1 - self.half
+        torch.cat(list(parts), out=slots[self.rank])
+        self._meet()
+        return slots.sum(0)
+
+    def _meet(self) -> None:
+        """Return once every rank has come here as often as this one."""
+        try:
+            for peer in self.peers:
+                peer.send(b".")
+            gone = not all([peer.recv(1) for peer in self.peers])
+        except (BrokenPipeError, ConnectionResetError):
+            gone = True
+        if gone:
+            raise ConnectionError("another worker of this training ended")
+
+    def close(self) -> None:
+        self.slots = torch.empty(0)  # the memory goes with the last tensor that views it
+        for peer in self.peers:
+            peer.close()
+
+
+def open_shared_sum(most_values: int, dtype: torch.dtype) -> SharedSum | None:
+    """Memory for sums of up to so many values, or None on every rank.
+
+    None where the ranks can't all reach rank 0 by a socket of one machine, on systems without
+    anonymous memory files (Linux has them), and beyond `LARGEST`. All ranks take part.
+    """
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    shape = (2, ranks, most_values)
+    size = 2 * ranks * most_values * dtype.itemsize
+    host = _Host.start(size, ranks) if rank == 0 and size <= LARGEST else None
+    address = [None if host is None else host.address]
+    dist.broadcast_object_list(address, src=0)
+    link = None if rank == 0 else _connect(address[0], rank)
+    if not _all(host is not None or link is not None):
+        for mine in (host, link):
+            if mine is not None:
+                mine.close()
+        return None
+    if host is not None:
+        memory, peers = host.introduce(ranks)
+    else:
+        assert link is not None
+        memory, *ends = _receive(link, ranks)
+        peers = [socket.socket(fileno=end) for end in ends]
+    for peer in peers:
+        peer.settimeout(PATIENCE)
+    shared = mmap.mmap(memory, size)
+    os.close(memory)
+    return SharedSum(torch.frombuffer(shared, dtype=dtype).view(shape), rank, peers)
+
+
+@dataclass
+class _Host:
+    """Rank 0's memory file, and the socket at which the others come for it."""
+
+    memory: int
+    door: socket.socket
+    address: bytes
+
+    @classmethod
+    def start(cls, size: int, ranks: int) -> _Host | None:
+        """None where this system or its memory doesn't allow it."""
+        try:
+            memory = os.memfd_create("gradients")
+        except (AttributeError, OSError):
+            return None
+        door = socket.socket(socket.AF_UNIX)
+        address = b"\0tightbound-" + secrets.token_hex(16).encode()
+        try:
+            os.posix_fallocate(memory, 0, size)
+            door.bind(address)
+            door.listen(ranks)
+        except OSError:
+            os.close(memory)
+            door.close()
+            return None
+        door.settimeout(PATIENCE)
+        return cls(memory, door, address)
+
+    def introduce(self, ranks: int) -> tuple[int, list[socket.socket]]:
+        """Give every other rank the memory and a socket to each of its peers; returns rank 0's."""
+        links: dict[int, socket.socket] = {}
+        while len(links) < ranks - 1:
+            link, _ = self.door.accept()
+            link.settimeout(PATIENCE)
+            links[int.from_bytes(link.recv(RANK_BYTES), "little")] = link
+        ends: list[list[socket.socket]] = [[] for _ in range(ranks)]
+        for first in range(ranks):
+            for second in range(first + 1, ranks):
+                pair = socket.socketpair()
+                ends[first].append(pair[0])
+                ends[second].append(pair[1])
+        for other, link in links.items():
+            given = [self.memory, *(end.fileno() for end in ends[other])]
+            socket.send_fds(link, [b"."], given)
+            link.close()
+            for end in ends[other]:
+                end.close()
+        self.door.close()
+        return self.memory, ends[0]
+
+    def close(self) -> None:
+        os.close(self.memory)
+        self.door.close()
+
+
+def _connect(address: bytes | None, rank: int) -> socket.socket | None:
+    if address is None:
+        return None
+    link = socket.socket(socket.AF_UNIX)
+    try:
+        link.connect(address)
+        link.send(rank.to_bytes(RANK_BYTES, "little"))
+    except OSError:
+        link.close()
+        return None
+    link.settimeout(PATIENCE)
+    return link
+
+
+def _receive(link: socket.socket, count: int) -> list[int]:
+    _, found, _, _ = socket.recv_fds(link, 1, count)
+    link.close()
+    if len(found) < count:
+        raise ConnectionError("the first worker of this training ended while it started")
+    return list(found)
+
+
+def _all(fine: bool) -> bool:
+    """Whether it is so on every rank."""
+    flag = torch.tensor([fine], dtype=torch.uint8)
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag.item())
