@@ -19,9 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 LARGEST = 2**30  # bytes of shared memory
-PATIENCE = (
-    1800.0  # seconds until a rank that is not heard of counts as gone, as torch.distributed's
-)
+PATIENCE = 1800.0  # seconds until a silent rank counts as gone, as with torch.distributed
 RANK_BYTES = 4
 
 
