@@ -15,6 +15,7 @@ from vae import shared_sum
 from vae.ranks import GradientSum
 
 RANKS, STEPS = 3, 20
+WAYS = ("shared", "one elsewhere", "no memory", "too large")
 SHAPES = [(7, 5), (5,), (2, 3, 4)]
 
 
@@ -35,36 +36,49 @@ def open_files() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
 
 
-def _sums(rank: int, folder: str, way: str) -> None:
-    parameters = start(rank, RANKS, folder)
+def _patch(way: str, rank: int, patch: pytest.MonkeyPatch) -> None:
     if way == "one elsewhere" and rank == 1:
-        shared_sum._connect = lambda address, rank: None  # as on another machine
+        patch.setattr(shared_sum, "_connect", lambda address, rank: None)  # another machine's
     if way == "no memory" and rank == 0:
-        shared_sum.LARGEST = 0
+        patch.setattr(shared_sum._Host, "start", lambda size, ranks: None)
     if way == "too large":
-        shared_sum.LARGEST = 100
-    before = open_files()
-    sums = GradientSum(parameters)
-    assert (sums.shared is not None) == (way == "shared")
-    found = []
-    for step in range(STEPS):
-        loss, *gradients = values(rank, step)
-        for parameter, gradient in zip(parameters, gradients, strict=False):
-            parameter.grad = gradient  # the last one has none
-        time.sleep(0.002 * ((rank + step) % RANKS))  # each is early, and each is late
-        total = sums(loss)
-        assert parameters[-1].grad is None
-        found.append([total, *(parameter.grad for parameter in parameters[:-1])])
-    sums.close()
-    assert open_files() == before
-    torch.save(found, f"{folder}/{rank}.pt")
+        patch.setattr(shared_sum, "LARGEST", 100)
+
+
+def _sums(rank: int, folder: str) -> None:
+    """Every way's sums of this rank into a file."""
+    parameters = start(rank, RANKS, folder)
+    for way in WAYS:
+        before = open_files()
+        with pytest.MonkeyPatch.context() as patch:
+            _patch(way, rank, patch)
+            sums = GradientSum(parameters)
+        assert (sums.shared is not None) == (way == "shared")
+        found = []
+        for step in range(STEPS):
+            loss, *gradients = values(rank, step)
+            for parameter, gradient in zip(parameters, gradients, strict=False):
+                parameter.grad = gradient  # the last one has none
+            time.sleep(0.002 * ((rank + step) % RANKS))  # each is early, and each is late
+            total = sums(loss)
+            assert parameters[-1].grad is None
+            found.append([total, *(parameter.grad for parameter in parameters[:-1])])
+        sums.close()
+        assert open_files() == before
+        torch.save(found, f"{folder}/{way}-{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("way", ["shared", "one elsewhere", "no memory", "too large"])
-def test_sums_are_those_of_all_ranks_and_equal_to_the_bit(tmp_path: Path, way: str):
-    spawn(_sums, args=(str(tmp_path), way), nprocs=RANKS)
-    first, *others = (torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS))
+@pytest.fixture(scope="module")
+def sums_of_three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sums")
+    spawn(_sums, args=(str(folder),), nprocs=RANKS)
+    return folder
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_sums_are_those_of_all_ranks_and_equal_to_the_bit(sums_of_three: Path, way: str):
+    first, *others = (torch.load(sums_of_three / f"{way}-{rank}.pt") for rank in range(RANKS))
     for step in range(STEPS):
         of_each_rank = zip(*(values(rank, step) for rank in range(RANKS)), strict=True)
         for total, parts, *others_total in zip(
