@@ -3,8 +3,9 @@
     python -m bench.ddp --root ../shared/data/torchvision
 
 Whole MNIST, the default network, at several global batch sizes. Both sides run the training loop
-of `vae.training`, the two workers as gloo ranks. They train in turn, a few steps at a time, in
-processes that live on, so that a busy machine disturbs both alike; figures are medians over turns.
+of `vae.training`; the two workers sum their gradients in shared memory, with `--gloo` through
+sockets. They train in turn, a few steps at a time, in processes that live on, so that a busy
+machine disturbs both alike; figures are medians over turns.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.worker import build_model
+from vae import shared_sum
 from vae.data import Dataset
 from vae.model import VAEConfig
 from vae.objectives import Objective
@@ -51,6 +53,8 @@ def mnist(root: Path) -> Dataset:
 def work(side: Side, rank: int, meet: str, args: argparse.Namespace, turns: Connection) -> None:
     """A rank's process: for each (batch size, steps) that arrives, the seconds that they take."""
     torch.set_num_threads(side.threads)
+    if args.gloo:
+        shared_sum.LARGEST = 0
     if side.ranks > 1:
         dist.init_process_group(
             "gloo", init_method=f"file://{meet}", rank=rank, world_size=side.ranks
@@ -107,6 +111,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("../shared/data/torchvision"))
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[2048, 1024, 512, 128])
     parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--gloo", action="store_true", help="as workers of several machines")
     parser.add_argument("--latent-dim", type=int, default=16)
     parser.add_argument("--likelihood", default="gaussian")
     args = parser.parse_args()

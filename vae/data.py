@@ -233,11 +233,11 @@ def with_noise(
         )
         if u is not None:
             u[offset:end].uniform_(generator=generator)
-        if v is not None:
-            v[offset:end].uniform_(generator=generator)
         if binarize:
             block = words[offset * values // 4 : -(-end * values // 4)]
             block.random_(-(2**63), None, generator=generator)
+        if v is not None:
+            v[offset:end].uniform_(generator=generator)
     if binarize:
         x = draw_pixels(x, words, out=torch.empty(x.shape, dtype=noise.dtype, device=device))
     return Batch(x, eps, u, v, global_size)

@@ -15,7 +15,7 @@ LARGEST_KEPT, MOST_KEPT = 32 * 2**20, 256 * 2**20  # bytes; the former is glibc'
 def samples_at_once(x: Tensor, chunk_values: Mapping[str, int]) -> int:
     """Samples of each example of x (B, *data_shape) that are decoded at a time.
 
-    chunk_values: by device type, "cpu" among them, the decoder outputs that may be held at a time.
+    chunk_values: by device type, "cpu" among them, the data values decoded at a time.
     """
     values = max(1, x[:1].numel()) * max(1, len(x))
     return max(1, chunk_values.get(x.device.type, chunk_values["cpu"]) // values)

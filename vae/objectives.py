@@ -21,7 +21,7 @@ from vae.priors import LatentDistribution, Reparameterized
 from vae.resampling import draw_by_weight
 
 CHUNK_VALUES = {"cpu": perceptron.CACHED_VALUES, "cuda": 2**26}
-"""Decoder outputs held at a time where they are weighed without a gradient."""
+"""Data values decoded at a time where samples are weighed without a gradient."""
 
 
 class ObjectiveTerms(NamedTuple):
@@ -224,8 +224,8 @@ class _Few(NamedTuple):
 
 
 @torch.no_grad()
-def _draw_few(step: _Step, count: int, v: Tensor, samples_at_once: int) -> _Few:
-    parts = [_log_px_z_and_kl(step, eps) for eps in step.eps.split(samples_at_once)]
+def _draw_few(step: _Step, count: int, v: Tensor, at_once: int) -> _Few:
+    parts = [_log_px_z_and_kl(step, eps) for eps in step.eps.split(at_once)]
     log_px_z, kl = (torch.cat(part) for part in zip(*parts, strict=True))
     log_w = log_px_z - kl
     weights = log_w.softmax(0)

@@ -39,8 +39,8 @@ class GradientSum:
     def __call__(self, loss: Tensor) -> Tensor:
         """Replace each gradient by its sum over all ranks; returns that of the loss, a scalar.
 
-        The same parameters must have gradients on every rank. Raises ConnectionError or
-        RuntimeError where another rank is gone.
+        The same parameters must have gradients on every rank. Raises ConnectionError, or
+        torch.distributed's RuntimeError, where another rank is gone.
         """
         given = [(one, one.grad) for one in self.parameters if one.grad is not None]
         mine = [loss.detach().view(1), *(gradient.flatten() for _, gradient in given)]

@@ -11,8 +11,8 @@ def draw_by_weight(weights: Tensor, count: int, v: Tensor) -> tuple[Tensor, Tens
 
     Σ weight / probability over the drawn ones has the mean of Σ weight over all. The probability
     is min(1, weight / c), c such that they add up to `count`: samples above the threshold c are
-    kept, the others drawn in proportion to their weights by one uniform number, which of all such
-    schemes changes the weights least in mean square (Fearnhead and Clifford, 2003).
+    kept, the others drawn in proportion to their weights, which changes the weights least in mean
+    square (Fearnhead and Clifford, 2003). One uniform number draws all of an example's.
 
     Args: weights (K, B), at least 0, with Σ_k = 1; count, from 1 to K; v (B,), uniform on [0, 1).
     Returns: places (count, B) in 0 … K - 1, and probabilities (count, B), float64.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.worker_faults import DEATH, SILENCE, fault_of_a_worker
+from vae.shared_sum import GONE
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,7 @@ from pipeline.worker_faults import DEATH, SILENCE, fault_of_a_worker
          "To adjust the kill threshold, set …", "it ran out of memory"),
         ("OSError: [Errno 28] No space left on device", "the disk is full (/runs/train-1, "),
         ("The actor died unexpectedly before finishing this task.", DEATH),
+        (f"ConnectionError: {GONE}", DEATH),
         ("ActorUnavailableError: The actor 3a3dcbe43c1e is unavailable: The actor is temporarily "
          "unavailable: RpcError: RPC error: keepalive watchdog timeout rpc_code: 14.", SILENCE),
         ("ValueError: expected a number", None),

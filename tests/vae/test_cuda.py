@@ -78,12 +78,14 @@ def test_every_estimator_is_right_on_cuda(on):
         assert (error.abs() < 4 * evidence.se.cpu()).all()
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_training_on_cuda_raises_the_bound(name):
+@pytest.mark.parametrize(
+    ("name", "drawn"), [*((name, None) for name in ESTIMATORS), ("iwae", 1), ("dreg", 1)]
+)
+def test_training_on_cuda_raises_the_bound(name, drawn):
     _, model = models()
     x = bits(1).expand(256, 1, 4, 5)
     settings = TrainingConfig(epochs=10, batch_size=64, learning_rate=0.02)
-    objective = Objective(name=name, num_samples=2)
+    objective = Objective(name=name, num_samples=2, backward_samples=drawn)
     state = TrainingState()
     data = Dataset(train=x, valid=x[:64])
     stats = list(fit(model, data, settings, state, objective=objective))

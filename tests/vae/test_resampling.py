@@ -13,6 +13,7 @@ from tests.vae.test_objectives import (
     module,
     noise,
 )
+from vae import objectives
 from vae.objectives import ESTIMATORS_OF_FEW
 from vae.resampling import draw_by_weight
 
@@ -81,9 +82,13 @@ def test_gradient_has_the_mean_of_all_samples_gradient(kind: str, name: str):
     assert any(not torch.allclose(one[key], value) for key, value in expected.items())
 
 
+@pytest.mark.parametrize("at_once", [1, 2**22])
 @pytest.mark.parametrize("kind", list(MODELS))
 @pytest.mark.parametrize("name", list(ESTIMATORS_OF_FEW))
-def test_values_are_those_of_all_samples(kind: str, name: str):
+def test_values_are_those_of_all_samples(
+    kind: str, name: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(objectives, "CHUNK_VALUES", {"cpu": at_once})
     model = make(**MODELS[kind])
     x, eps = binary(B), noise(model, K, B)
     expected = module(model, name, K)(x, eps)
