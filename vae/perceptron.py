@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from vae import networks
 from vae.distributions import bernoulli_log_prob
 from vae.likelihoods import Bernoulli
+from vae.memory import samples_at_once
 from vae.model import VAE
 from vae.networks import Decoder, Encoder, MLPBody
 from vae.numerics import tanh_
@@ -124,10 +125,10 @@ def log_px_z(model: VAE, x: Tensor, z: Tensor) -> Tensor:
     x = x.to(model.dtype).flatten(1)
     activation = ACTIVATIONS[model.config.activation]
     parameters = [parameter for layer in _layers(model.decoder) for parameter in layer]
-    samples_at_once = max(1, CACHED_VALUES // max(1, x.numel()))
+    at_once = samples_at_once(x, {"cpu": CACHED_VALUES})
     parts = [
         _LogPxZ.apply(x, part, activation, *parameters)
-        for part in z[..., : model.config.latent_dims[0]].split(samples_at_once)
+        for part in z[..., : model.config.latent_dims[0]].split(at_once)
     ]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 

@@ -192,7 +192,10 @@ class Trainer:
         self.rank = dist.get_rank() if distributed else 0
         self.world_size = dist.get_world_size() if distributed else 1
         self.module = TrainingModule(model, objective)
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.parameters = list(named.values())
         self.parallel: nn.Module = self.module
+        self.sum_gradients: GradientSum | None = None
         self.uses_ddp = self.world_size > 1 and self.device.type in DDP_DEVICES
         if self.uses_ddp:
             self.parallel = DistributedDataParallel(
@@ -200,11 +203,7 @@ class Trainer:
             )
         elif self.world_size > 1:
             take_weights_of_first(model)
-        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.parameters = list(named.values())
-        self.sum_gradients = (
-            GradientSum(self.parameters) if self.world_size > 1 and not self.uses_ddp else None
-        )
+            self.sum_gradients = GradientSum(self.parameters)
         self.optimizer = OPTIMIZERS[config.optimizer](
             named, weight_decay=config.weight_decay, tensors=state.optimizer
         )
