@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pipeline import interrupt
 from pipeline.terminal import say, tell_fault
@@ -44,12 +44,17 @@ def run_stage(main: Callable[[], None]) -> None:
     A fault becomes one message and exit code 1, Ctrl-C exit code 130. The traceback is shown only
     with `TIGHTBOUND_DEBUG=1`.
     """
+    _leave(_run(main))
+
+
+def _run(main: Callable[[], None]) -> int:
+    """The exit code."""
     try:
         with interrupt.watch():
             main()
     except KeyboardInterrupt:
         say(interrupt.message())
-        sys.exit(interrupt.EXIT_CODE)
+        return interrupt.EXIT_CODE
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE) == "1":
             traceback.print_exc()
@@ -58,17 +63,21 @@ def run_stage(main: Callable[[], None]) -> None:
         tell_fault(f"error: {message if told else f'{type(error).__name__}: {error}'}")
         if not told:
             tell_fault(f"       ({DEBUG_VARIABLE}=1 shows where)")
-        sys.exit(1)
-    _leave()
+        return 1
+    return 0
 
 
-def _leave() -> None:
-    """End the process well, without the second or two that Python takes to free torch and Ray."""
+def _leave(code: int) -> NoReturn:
+    """End the process without freeing torch and Ray.
+
+    That takes a second or two, and crashes at times: Ray's threads outlive `ray.shutdown`, and read
+    what the end of a process frees.
+    """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(BrokenPipeError):
             stream.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 def fault_of_the_disk(error: Exception) -> str | None:

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
-ENDS_WELL = """
+ENDS = """
 import atexit
-from pipeline.stage import run_stage
+from pipeline.stage import UserError, run_stage
 
 class Freed:
     def __del__(self):
@@ -19,17 +21,29 @@ def main():
     kept = Freed()
     atexit.register(lambda: print("told at exit"))
     print("done", end=" ")
+    {ending}
 
 run_stage(main)
 """
 
 
-def test_a_stage_ends_with_all_that_is_to_be_done_at_exit_and_without_pythons_teardown():
+@pytest.mark.parametrize(
+    ("ending", "code", "told"),
+    [
+        ("return", 0, ""),
+        ("raise UserError('expected this')", 1, "error: expected this"),
+        ("raise MemoryError('that')", 1, "error: MemoryError: that"),
+    ],
+)
+def test_a_stage_ends_with_all_that_is_to_be_done_at_exit_and_without_pythons_teardown(
+    ending: str, code: int, told: str
+):
     done = subprocess.run(
-        [sys.executable, "-c", ENDS_WELL],
+        [sys.executable, "-c", ENDS.format(ending=ending)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "done told at exit\n", "")
+    assert (done.returncode, done.stdout) == (code, "done told at exit\n")
+    assert done.stderr.partition("\n")[0] == told
