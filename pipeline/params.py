@@ -201,8 +201,8 @@ def _message(file: YamlFile, faults: dict[str, str]) -> str:
 
 def main() -> None:
     """Check params.yaml in this folder; silent when it is right."""
-    load_params()
-    plain_params.remember_as_right()
+    with plain_params.remembered_as_right():
+        load_params()
 
 
 if __name__ == "__main__":

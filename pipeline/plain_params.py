@@ -7,6 +7,8 @@ so, is remembered by its hash, and not checked again.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.sections import PARAMS_FILE, PlainParams, check_types, hints
@@ -22,9 +24,8 @@ def load_plain_params() -> PlainParams:
     if not _is_known_as_right():
         from pipeline.params import load_params
 
-        found = load_params()
-        remember_as_right()
-        return found
+        with remembered_as_right():
+            return load_params()
     content = read_yaml(PARAMS_FILE).content
     return PlainParams(
         **{
@@ -34,10 +35,17 @@ def load_plain_params() -> PlainParams:
     )
 
 
-def remember_as_right() -> None:
-    """Note that `pipeline.params.load_params` found no fault in params.yaml as it is now."""
-    with whole_file(_note()) as fresh:
-        fresh.write_text(_fingerprint())
+@contextmanager
+def remembered_as_right() -> Iterator[None]:
+    """Note that `pipeline.params.load_params`, in the block, found no fault in params.yaml.
+
+    Not where the file changed meanwhile: which text was found right is unknown then.
+    """
+    before = _fingerprint()
+    yield
+    if before is not None and _fingerprint() == before:
+        with whole_file(_note()) as fresh:
+            fresh.write_text(before)
 
 
 def _is_known_as_right() -> bool:
@@ -51,9 +59,12 @@ def _note() -> Path:
     return project_root() / ".tightbound" / "params-checked"
 
 
-def _fingerprint() -> str:
-    """Of params.yaml and all code of ours."""
-    digest = hashlib.sha256(PARAMS_FILE.read_bytes())
+def _fingerprint() -> str | None:
+    """Of params.yaml and all code of ours; None where the file can't be read."""
+    try:
+        digest = hashlib.sha256(PARAMS_FILE.read_bytes())
+    except OSError:
+        return None
     root = Path(__file__).parents[1]
     for file in sorted([*root.glob("pipeline/*.py"), *root.glob("vae/*.py")]):
         digest.update(file.read_bytes())

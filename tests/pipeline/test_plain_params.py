@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.params import load_params
-from pipeline.plain_params import load_plain_params, remember_as_right
+from pipeline.plain_params import load_plain_params, remembered_as_right
 from pipeline.stage import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,8 @@ def test_a_file_that_is_known_as_right_is_read_without_torch(params_file: Path) 
 
 
 def test_a_fault_of_a_section_that_needs_torch_is_told(params_file: Path) -> None:
-    remember_as_right()
+    with remembered_as_right():
+        load_params()
     assert load_plain_params().data.source
     text = params_file.read_text()
     params_file.write_text(text.replace("  optimizer: adam", "  optimizer: adamm"))
@@ -65,3 +66,14 @@ def test_a_fault_of_a_section_that_needs_torch_is_told(params_file: Path) -> Non
         load_plain_params()
     with pytest.raises(UserError, match=r"training\.optimizer"):  # nothing wrong was remembered
         load_plain_params()
+
+
+def test_a_file_that_changes_while_it_is_checked_is_not_known_as_right(params_file: Path) -> None:
+    text = params_file.read_text()
+    with remembered_as_right():
+        load_params()
+        params_file.write_text(text.replace("  optimizer: adam", "  optimizer: adamm"))
+    with pytest.raises(UserError, match=r"training\.optimizer"):
+        load_plain_params()
+    params_file.write_text(text)
+    assert load_plain_params().data.source
