@@ -20,6 +20,7 @@ from vae.files import scratch_directory, whole_directory
 __all__ = [
     "EXPERIMENT_VARIABLE",
     "UserError",
+    "end_process",
     "project_root",
     "read_json",
     "run_stage",
@@ -44,7 +45,9 @@ def run_stage(main: Callable[[], None]) -> None:
     A fault becomes one message and exit code 1, Ctrl-C exit code 130. The traceback is shown only
     with `TIGHTBOUND_DEBUG=1`.
     """
-    _leave(_run(main))
+    code = _run(main)
+    atexit._run_exitfuncs()
+    end_process(code)
 
 
 def _run(main: Callable[[], None]) -> int:
@@ -67,13 +70,12 @@ def _run(main: Callable[[], None]) -> int:
     return 0
 
 
-def _leave(code: int) -> NoReturn:
-    """End the process without freeing torch and Ray.
+def end_process(code: int) -> NoReturn:
+    """End the process at once, without freeing torch and Ray.
 
     That takes a second or two, and crashes at times: Ray's threads outlive `ray.shutdown`, and read
     what the end of a process frees.
     """
-    atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(BrokenPipeError):
             stream.flush()

@@ -1,12 +1,13 @@
 """Settings for all tests: one torch thread, since tests share the cores with real workers."""
 
 import atexit
-import os
 import signal
 import sys
 
 import pytest
 import torch
+
+from pipeline.stage import end_process
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started by `nohup make test &`, say:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests press Ctrl-C in children
@@ -22,8 +23,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def end_as_a_stage_does(session: pytest.Session) -> None:
-    """Where a test ran Ray in this process, freeing it may crash: `pipeline.stage`."""
+    """Where a test ran Ray in this process, freeing it may crash."""
     if "ray" in sys.modules:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(int(session.exitstatus))
+        end_process(int(session.exitstatus))
