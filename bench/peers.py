@@ -33,6 +33,12 @@ def body(inputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, 200), nn.Tanh(), nn.Linear(200, 200), nn.Tanh())
 
 
+def finish(device: torch.device) -> None:
+    """Wait for what was launched on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 class BareVAE(nn.Module):
     """The paper's network as one would write it by hand."""
 
@@ -51,18 +57,19 @@ class BareVAE(nn.Module):
 
 def train_bare(grey: Tensor, batch: int, epochs: int) -> list[float]:
     """Data as a tensor, dynamic binarisation in the batch, fused Adam, no framework."""
-    model = BareVAE()
+    model = BareVAE().to(grey.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     share = grey.float() / 255
     seconds = []
     for _ in range(epochs):
         start = time.perf_counter()
-        for index in torch.randperm(len(share)).split(batch):
+        for index in torch.randperm(len(share), device=share.device).split(batch):
             x = share[index]
             loss = model.loss((torch.rand_like(x) < x).float())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+        finish(share.device)
         seconds.append(time.perf_counter() - start)
     return seconds
 
@@ -73,7 +80,7 @@ class Pictures(Dataset):
     def __init__(self, grey: Tensor) -> None:
         from torchvision import transforms
 
-        self.grey = grey.view(-1, 28, 28).numpy()
+        self.grey = grey.view(-1, 28, 28).cpu().numpy()
         self.transform = transforms.ToTensor()
 
     def __len__(self) -> int:
@@ -87,7 +94,7 @@ class Pictures(Dataset):
 
 def train_examples(grey: Tensor, batch: int, epochs: int) -> list[float]:
     """The loop of PyTorch's own VAE example: DataLoader, ToTensor, Adam."""
-    model = BareVAE()
+    model = BareVAE().to(grey.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     loader = DataLoader(Pictures(grey), batch_size=batch, shuffle=True)
     seconds = []
@@ -95,7 +102,7 @@ def train_examples(grey: Tensor, batch: int, epochs: int) -> list[float]:
         start, total = time.perf_counter(), 0.0
         for x in loader:
             optimizer.zero_grad()
-            loss = model.loss(x.view(-1, 784))
+            loss = model.loss(x.to(grey.device).view(-1, 784))
             loss.backward()
             total += loss.item()
             optimizer.step()
@@ -127,10 +134,10 @@ def train_lightning(grey: Tensor, batch: int, epochs: int) -> list[float]:
             self.seconds.append(time.perf_counter() - self.start)
 
     module = Module()
-    data = torch.utils.data.TensorDataset(grey.float().view(-1, 784) / 255)
+    data = torch.utils.data.TensorDataset(grey.cpu().float().view(-1, 784) / 255)
     trainer = lightning.Trainer(
         max_epochs=epochs,
-        accelerator="cpu",
+        accelerator="gpu" if grey.is_cuda else "cpu",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -183,7 +190,7 @@ def train_pythae(grey: Tensor, batch: int, epochs: int) -> list[float]:
         def on_epoch_end(self, training_config: Any, **_: Any) -> None:
             seconds.append(time.perf_counter() - self.start)
 
-    x = grey.float().view(-1, 1, 28, 28) / 255
+    x = grey.cpu().float().view(-1, 1, 28, 28) / 255
     with tempfile.TemporaryDirectory() as folder:
         trainer = BaseTrainer(
             model=pythae_model(),
@@ -193,7 +200,7 @@ def train_pythae(grey: Tensor, batch: int, epochs: int) -> list[float]:
                 num_epochs=epochs,
                 per_device_train_batch_size=batch,
                 learning_rate=1e-3,
-                no_cuda=True,
+                no_cuda=not grey.is_cuda,
             ),
             callbacks=[Clock()],
         )
@@ -243,7 +250,7 @@ def evidence_bare(weights: dict[str, Tensor], x: Tensor, samples: int, batch: in
             loc, log_var = model.encoder(one[None]).chunk(2, -1)
             parts = []
             for _ in range(samples // batch):
-                eps = torch.randn(batch, LATENT)
+                eps = torch.randn(batch, LATENT, device=x.device)
                 z = loc + (0.5 * log_var).exp() * eps
                 logits = model.decoder(z)
                 log_px_z = -F.binary_cross_entropy_with_logits(
@@ -258,7 +265,10 @@ def evidence_bare(weights: dict[str, Tensor], x: Tensor, samples: int, batch: in
 def train_products(grey: Tensor, batch: int, epochs: int) -> list[float]:
     """The limit: the matrix products of forward and backward pass, and nothing else."""
     widths = [(784, 200), (200, 200), (200, 2 * LATENT), (LATENT, 200), (200, 200), (200, 784)]
-    layers = [(torch.randn(batch, i), torch.randn(i, o), torch.randn(batch, o)) for i, o in widths]
+    layers = [
+        tuple(torch.randn(shape, device=grey.device) for shape in ((batch, i), (i, o), (batch, o)))
+        for i, o in widths
+    ]
     steps = min(200, len(grey) // batch)
     seconds = []
     with torch.inference_mode():
@@ -270,6 +280,7 @@ def train_products(grey: Tensor, batch: int, epochs: int) -> list[float]:
                     torch.mm(x.T, gradient)
                     if index:
                         torch.mm(gradient, weight.T)
+            finish(grey.device)
             seconds.append((time.perf_counter() - start) * len(grey) / (steps * batch))
     return seconds
 
@@ -278,13 +289,14 @@ def evidence_products(
     weights: dict[str, Tensor], x: Tensor, samples: int, batch: int
 ) -> list[float]:
     """The limit: the decoder's matrix products alone."""
-    z = torch.randn(batch, LATENT)
+    z = torch.randn(batch, LATENT, device=x.device)
     layers = [weights[f"decoder.{index}.weight"].T.contiguous() for index in range(3)]
     with torch.inference_mode():
         for _ in range(len(x) * samples // batch):
             h = z
             for layer in layers:
                 h = h @ layer
+    finish(x.device)
     return []
 
 

@@ -135,6 +135,7 @@ class StreamedDataset:
                 first_block=rank * RANK_BLOCKS,
                 binarize=self.stream.meta.grey_binarized,
                 global_size=global_size,
+                is_share=False,
             )
             step += 1
 

@@ -2,7 +2,8 @@
 
 Noise is drawn in blocks of `BLOCK` examples. A block's generator is seeded by
 (seed, purpose, epoch, step, block), so a worker draws only its own blocks and 1, 2 or 4 workers
-at one global batch see the same data and the same noise, at no extra cost.
+at one global batch see the same data and the same noise, at no extra cost. On a GPU the whole batch
+is one block, of which each worker takes its share.
 
 Shapes: N examples, B a worker's share of a batch, K samples, d noise values.
 """
@@ -212,19 +213,29 @@ def with_noise(
     first_block: int,
     binarize: bool,
     global_size: int,
+    is_share: bool = True,
 ) -> Batch:
     """A batch of x (B, *data_shape) with its noise, each block's from (`key`, its number).
 
-    binarize: x holds grey levels, from which binary pixels are drawn.
+    binarize: x holds grey levels, from which binary pixels are drawn. is_share: x is the part of
+    one batch of `global_size` that begins at `first_block`, not a batch of this worker's own.
     """
     size, device, values = len(x), x.device, x.shape[1:].numel()
-    eps = torch.empty(noise.num_samples, size, noise.noise_dim, dtype=noise.dtype, device=device)
-    u = torch.empty(x.shape, dtype=noise.dtype, device=device) if noise.dequantize else None
-    v = torch.empty(size, dtype=noise.dtype, device=device) if noise.resample else None
-    words = torch.empty(-(-size * values // 4), dtype=torch.int64, device=device)  # 16 bits each
-    for offset in range(0, size, BLOCK):
-        end = min(offset + BLOCK, size)
-        generator = _generator(device, *key, first_block + offset // BLOCK)
+    count, first, block = size, 0, BLOCK
+    if device.type != "cpu":  # one large block: launches cost more than numbers of other workers
+        if is_share:
+            count, first, first_block = global_size, first_block * BLOCK, 0
+        block = max(1, count)
+    eps = torch.empty(noise.num_samples, count, noise.noise_dim, dtype=noise.dtype, device=device)
+    u = v = None
+    if noise.dequantize:
+        u = torch.empty(count, *x.shape[1:], dtype=noise.dtype, device=device)
+    if noise.resample:
+        v = torch.empty(count, dtype=noise.dtype, device=device)
+    words = torch.empty(-(-count * values // 4), dtype=torch.int64, device=device)  # 16 bits each
+    for offset in range(0, count, block):
+        end = min(offset + block, count)
+        generator = _generator(device, *key, first_block + offset // block)
         eps[:, offset:end] = torch.randn(
             (noise.num_samples, end - offset, noise.noise_dim),
             dtype=noise.dtype,
@@ -234,22 +245,25 @@ def with_noise(
         if u is not None:
             u[offset:end].uniform_(generator=generator)
         if binarize:
-            block = words[offset * values // 4 : -(-end * values // 4)]
-            block.random_(-(2**63), None, generator=generator)
+            part = words[offset * values // 4 : -(-end * values // 4)]
+            part.random_(-(2**63), None, generator=generator)
         if v is not None:
             v[offset:end].uniform_(generator=generator)
+    own = slice(first, first + size)
     if binarize:
-        x = draw_pixels(x, words, out=torch.empty(x.shape, dtype=noise.dtype, device=device))
-    return Batch(x, eps, u, v, global_size)
+        bits = words.view(torch.int16)[first * values :]
+        x = draw_pixels(x, bits, out=torch.empty(x.shape, dtype=noise.dtype, device=device))
+    u, v = (None if value is None else value[own] for value in (u, v))
+    return Batch(x, eps[:, own], u, v, global_size)
 
 
-def draw_pixels(grey: Tensor, words: Tensor, *, out: Tensor) -> Tensor:
+def draw_pixels(grey: Tensor, bits: Tensor, *, out: Tensor) -> Tensor:
     """Fill `out` with draws of 1 at probability grey / 255, else 0.
 
-    words: int64, random bits, 16 for each value; overwritten. The probability is exact at 0 and
-    255, and within 2^-16 between.
+    bits: integers, whose random bits are taken 16 for each value; overwritten. The probability is
+    exact at 0 and 255, and within 2^-16 between.
     """
-    bits = words.view(torch.int16)[: grey.numel()].view(grey.shape).clamp_(max=2**15 - 2)
+    bits = bits.view(torch.int16)[: grey.numel()].view(grey.shape).clamp_(max=2**15 - 2)
     return torch.lt(bits, grey.to(torch.int16).mul_(257).sub_(2**15), out=out)
 
 

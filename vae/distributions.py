@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Gamma, Laplace, Normal, StudentT, constraints
+from torch.distributions import Chi2, Distribution, Gamma, Laplace, Normal, StudentT, constraints
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, logsigmoid
 
 from vae.numerics import (
@@ -159,7 +161,24 @@ class BernoulliPixels(Factorised):
 
 
 class StableStudentT(StudentT):
-    """torch's StudentT with a normaliser that keeps float32 digits at many degrees of freedom."""
+    """torch's StudentT with a normaliser that keeps float32 digits at many degrees of freedom.
+
+    Its chi-squared distribution is made when it is sampled: that brings a number to the device.
+    """
+
+    def __init__(
+        self, df: Tensor, loc: Tensor, scale: Tensor, *, validate_args: bool = False
+    ) -> None:
+        self.df, self.loc, self.scale = torch.broadcast_tensors(df, loc, scale)
+        Distribution.__init__(self, self.df.shape, validate_args=validate_args)
+
+    @cached_property
+    def _chi2(self) -> Chi2:
+        return Chi2(self.df)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> StableStudentT:
+        df, loc, scale = (value.expand(batch_shape) for value in (self.df, self.loc, self.scale))
+        return StableStudentT(df, loc, scale, validate_args=self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:

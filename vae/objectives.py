@@ -147,7 +147,7 @@ class TrainingModule(nn.Module):
         x: Tensor,
         eps: Tensor,
         u: Tensor | None = None,
-        beta: float | None = None,
+        beta: float | Tensor | None = None,
         v: Tensor | None = None,
     ) -> ObjectiveTerms:
         """Terms (B,) of the objective at x (B, *data_shape).
@@ -205,7 +205,7 @@ class _Step:
     q: Reparameterized
     p: LatentDistribution
     eps: Tensor
-    beta: float
+    beta: float | Tensor
     free_bits: float
 
 

@@ -49,14 +49,14 @@ class AdamW:
             parameter.grad = None
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """One update by the parameters' gradients."""
+    def step(self, learning_rate: float | Tensor) -> None:
+        """One update by the parameters' gradients; a rate on the device, (), is not read off it."""
         self._adam(self._with_gradient(), learning_rate)
 
     def _with_gradient(self) -> list[str]:
         return [name for name, parameter in self.parameters.items() if parameter.grad is not None]
 
-    def _adam(self, names: Sequence[str], learning_rate: float) -> None:
+    def _adam(self, names: Sequence[str], learning_rate: float | Tensor) -> None:
         for name in names:
             if f"{name}/step" not in self.tensors:
                 self._start(name)
@@ -99,7 +99,7 @@ class Muon(AdamW):
     """
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
+    def step(self, learning_rate: float | Tensor) -> None:
         names = self._with_gradient()
         matrices = [name for name in names if is_weight_matrix(name, self.parameters[name])]
         self._adam([name for name in names if name not in matrices], learning_rate)
@@ -114,7 +114,7 @@ class Muon(AdamW):
             outputs, inputs = ahead.shape
             step = orthogonalized(ahead).view_as(parameter)
             parameter.mul_(1 - learning_rate * self.weight_decay)
-            parameter.sub_(step, alpha=learning_rate * math.sqrt(outputs / inputs))
+            parameter.sub_(step * (learning_rate * math.sqrt(outputs / inputs)))
 
 
 OPTIMIZERS = {"adam": AdamW, "muon": Muon}

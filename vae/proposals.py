@@ -140,6 +140,9 @@ def _curvature(model: VAE, x: Tensor, z: Tensor, step: Tensor) -> Tensor:
 def _inverse_root(hessian: Tensor) -> Tensor:
     """A with A Aᵀ = H⁻¹; directions without curvature get that of a wide Gaussian."""
     values, vectors = torch.linalg.eigh(hessian.double())
+    # An eigenvector's sign is the library's choice, and by it each axis would get other noise.
+    largest = vectors.gather(-2, vectors.abs().argmax(-2, keepdim=True))
+    vectors = vectors * largest.sign()
     return (vectors / values.clamp_min(SMALLEST_PRECISION).sqrt().unsqueeze(-2)).to(hessian)
 
 

@@ -11,12 +11,14 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vae.cuda_graphs import GraphedSteps
 from vae.data import Batch, NoiseShape, Source
 from vae.memory import keep_freed_memory
 from vae.model import PRECISIONS, VAE, check_name
@@ -169,8 +171,7 @@ def fit(
                 raise DivergenceError(stats.epoch, trainer.steps_per_epoch, "the validation bound")
             yield stats
     finally:
-        if trainer.sum_gradients is not None:
-            trainer.sum_gradients.close()
+        trainer.close()
 
 
 class Trainer:
@@ -208,6 +209,9 @@ class Trainer:
             named, weight_decay=config.weight_decay, tensors=state.optimizer
         )
         self.learning_rate = config.learning_rate
+        self.graphed: GraphedSteps | None = None
+        if self.device.type == "cuda" and self.world_size == 1 and type(model) is VAE:
+            self.graphed = GraphedSteps(self.gradient, self.update, config.batch_size)
         self.noise = NoiseShape(
             objective.num_samples,
             model.noise_dim,
@@ -216,6 +220,16 @@ class Trainer:
             objective.num_drawn is not None,
         )
         self.steps_per_epoch = -(-self.data.num_train // config.batch_size)
+
+    @property
+    def steps(self) -> Trainer | GraphedSteps:
+        return self.graphed or self
+
+    def close(self) -> None:
+        """Let go of the memory that all ranks share, and of that of the graphs."""
+        self.graphed = None
+        if self.sum_gradients is not None:
+            self.sum_gradients.close()
 
     def epoch(self) -> EpochStats:
         with self.model.products_in(self.config.precision):
@@ -227,8 +241,12 @@ class Trainer:
         totals = torch.zeros(4, dtype=torch.float64, device=self.device)
         batches = self.train_batches(epoch)
         self.module.train()
-        for step, batch in enumerate(batches):
-            totals += self.train_step(batch, epoch, step, beta)
+        batch, step = next(batches, None), 0
+        while batch is not None:
+            gradient = self.steps.gradient(batch, beta)
+            batch = next(batches, None)  # drawn while a GPU computes
+            totals += self._update_by(gradient, epoch, step)
+            step += 1
         train = self._reduce(totals)
         train_seconds = time.perf_counter() - start
         valid = self.validate()
@@ -265,6 +283,23 @@ class Trainer:
 
     def train_step(self, batch: Batch, epoch: int, step: int, beta: float) -> Tensor:
         """One step of the optimiser; returns the sums of (count, log_px_z, kl, bound)."""
+        return self._update_by(self.steps.gradient(batch, beta), epoch, step)
+
+    def _update_by(self, gradient: tuple[Tensor, ...], epoch: int, step: int) -> Tensor:
+        loss, finite, sums = gradient
+        if not math.isfinite(finite.item()):
+            self._stop(loss, sums, epoch, step)
+        self.learning_rate = self._learning_rate(epoch, step)
+        self.steps.update(self.learning_rate)
+        return sums
+
+    def gradient(self, batch: Batch, beta: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Leave each parameter's gradient, clipped, in its `.grad`.
+
+        Returns the loss; a number that is finite if the loss and all gradients to be clipped are,
+        of several ranks on all or on none: by the sum of their losses, or with DDP, which sums no
+        losses, by that of their gradients; and the sums of (count, log_px_z, kl, bound).
+        """
         terms = self.parallel(batch.x, batch.eps, batch.u, beta, batch.v)
         # DDP averages gradients over ranks: times world_size it is the sum over all examples.
         scale = self.world_size if self.uses_ddp else 1
@@ -273,13 +308,17 @@ class Trainer:
         loss = terms.surrogate.sum() * -scale
         self.optimizer.zero_grad()
         loss.backward()
-        if self.sum_gradients is not None:
-            loss = self.sum_gradients(loss)
-        sums = _sums(terms)
-        self._check_finite(loss, sums, epoch, step)
-        self.learning_rate = self._learning_rate(epoch, step)
-        self.optimizer.step(self.learning_rate)
-        return sums
+        loss = loss.detach() if self.sum_gradients is None else self.sum_gradients(loss)
+        clip, finite = self.config.gradient_clip, loss
+        if clip is not None or self.uses_ddp:
+            norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+            if clip is not None:
+                nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
+            finite = norm if self.uses_ddp else norm + loss
+        return loss, finite, _sums(terms)
+
+    def update(self, learning_rate: float | Tensor) -> None:
+        self.optimizer.step(learning_rate)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -304,21 +343,7 @@ class Trainer:
         share = min(1.0, done / (self.config.epochs * self.steps_per_epoch))
         return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
-    def _check_finite(self, loss: Tensor, sums: Tensor, epoch: int, step: int) -> None:
-        """Clip the gradient and stop at a loss or gradient that is not finite.
-
-        Of several ranks all stop at the same step: by the sum of their losses, or with DDP, which
-        sums no losses, by that of their gradients.
-        """
-        clip = self.config.gradient_clip
-        finite = loss
-        if clip is not None or self.uses_ddp:
-            norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-            if clip is not None:
-                nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
-            finite = norm if self.uses_ddp else norm + loss.detach()
-        if math.isfinite(finite.item()):
-            return
+    def _stop(self, loss: Tensor, sums: Tensor, epoch: int, step: int) -> NoReturn:
         names = ("log p(x|z)", "KL", "the objective")
         terms = [
             name

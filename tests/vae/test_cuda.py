@@ -1,16 +1,19 @@
 """A CUDA device gives what the CPU gives; skipped where there is none."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from vae import VAE, FactorAnalysis, VAEConfig
-from vae.data import Dataset
+from vae import VAE, FactorAnalysis, VAEConfig, cuda_graphs
+from vae.checkpoint import load_state, save_state
+from vae.cuda_graphs import GraphedSteps
+from vae.data import Dataset, NoiseShape
 from vae.diagnostics import active_units
 from vae.evidence import annealed_importance_sampling, importance_sampling, prior_monte_carlo
 from vae.objectives import ESTIMATORS, Objective
-from vae.training import TrainingConfig, TrainingState, fit
+from vae.training import DivergenceError, Trainer, TrainingConfig, TrainingState, fit
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -92,3 +95,109 @@ def test_training_on_cuda_raises_the_bound(name, drawn):
     assert stats[-1].valid_bound > stats[0].valid_bound
     assert stats[-1].valid_bound > 0.5 * 20 * -math.log(2)
     assert active_units(model, x).is_cuda
+
+
+BINARIZED = Dataset(
+    train=(torch.arange(300 * 20).view(300, 1, 4, 5) * 37 % 256).to(torch.uint8),
+    valid=bits(64).to(torch.uint8),
+    binarize=True,
+)
+
+
+def test_draws_follow_the_grey_levels_and_the_seed():
+    noise = NoiseShape(3, 2, True, torch.float32, True)
+    data = BINARIZED.to("cuda")
+
+    def epoch(number, **share):
+        return list(data.train_batches(noise, batch_size=100, seed=0, epoch=number, **share))
+
+    first = epoch(1)
+    assert all(torch.equal(a.x, b.x) for a, b in zip(first, epoch(1), strict=True))
+    assert not any(torch.equal(a.eps, b.eps) for a, b in zip(first, epoch(2), strict=True))
+    eps = torch.cat([batch.eps.flatten() for batch in first])
+    assert abs(eps.mean()) < 5 / len(eps) ** 0.5
+    drawn = sum(batch.x.double().sum() for number in range(1, 41) for batch in epoch(number))
+    p = BINARIZED.train.double() / 255
+    error = (40 * p * (1 - p)).sum().sqrt()
+    assert abs(drawn.item() - 40 * p.sum()) < 5 * error
+    shares = [epoch(1, rank=rank, world_size=3) for rank in range(3)]
+    for whole, *parts in zip(first, *shares, strict=True):
+        assert torch.equal(whole.x, torch.cat([part.x for part in parts]))
+        assert torch.equal(whole.eps, torch.cat([part.eps for part in parts], 1))
+        assert whole.u is not None
+        assert torch.equal(whole.u, torch.cat([part.u for part in parts]))
+        assert torch.equal(whole.v, torch.cat([part.v for part in parts]))
+
+
+GRAPHED = [
+    *((setting, {}, {}) for setting in SETTINGS),
+    ({"space": "continuous", "likelihood": "student_t"}, {}, {}),
+    *(({}, {"name": name, "num_samples": 3}, {}) for name in ESTIMATORS),
+    ({}, {"name": "iwae", "num_samples": 3, "backward_samples": 2}, {"optimizer": "muon"}),
+    ({}, {"beta": 0.5, "beta_warmup_epochs": 3}, {"gradient_clip": 0.1}),
+    ({}, {}, {"precision": "bf16", "schedule": "cosine"}),
+]
+
+
+@pytest.mark.parametrize(("changes", "objective", "config"), GRAPHED, ids=str)
+def test_graphs_train_as_the_steps_they_replay(changes, objective, config, monkeypatch):
+    """Batches of 32, and a last one of 12 that no graph takes."""
+    data = replace(BINARIZED, binarize=changes.get("space", "binary") == "binary")
+    config = TrainingConfig(epochs=4, batch_size=32, weight_decay=0.01, **config)
+    weights, bounds = [], []
+    for warm_up in (3, 10**9):
+        monkeypatch.setattr(cuda_graphs, "WARM_UP", warm_up)
+        _, model = models(**changes)
+        trainer = Trainer(model, data, config, Objective(**objective), TrainingState())
+        rows = [trainer.epoch() for _ in range(4)]
+        bounds.append([(row.train_elbo, row.valid_bound) for row in rows])
+        weights.append(model.state_dict())
+        assert isinstance(trainer.steps, GraphedSteps)
+        assert not trainer.steps.failed
+        assert (trainer.steps.replays is not None) == (warm_up == 3)
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(torch.tensor(bounds[0]), torch.tensor(bounds[1]))
+    assert len({bound for _, bound in bounds[0]}) == 4
+
+
+def test_divergence_is_told_and_leaves_the_weights_of_the_step_before():
+    _, model = models()
+    config = TrainingConfig(epochs=4, batch_size=32)
+    trainer = Trainer(model, BINARIZED, config, Objective(), TrainingState())
+    trainer.epoch()
+    assert isinstance(trainer.steps, GraphedSteps)
+    assert trainer.steps.replays is not None
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    batch = next(trainer.train_batches(epoch=2))
+    with pytest.raises(DivergenceError, match="epoch 2, step 1"):
+        trainer.train_step(batch._replace(eps=batch.eps * math.nan), 2, 0, 1.0)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_resumed_at_an_epoch_the_weights_are_the_same(tmp_path):
+    """Its first steps go without a graph, which computes the same."""
+    config = TrainingConfig(epochs=4, batch_size=32, optimizer="muon", schedule="cosine")
+    _, undisturbed = models()
+    list(fit(undisturbed, BINARIZED, config))
+    _, killed = models()
+    state = TrainingState()
+    for stats in fit(killed, BINARIZED, config, state):
+        if stats.epoch == 2:
+            save_state(killed, state, tmp_path / "state")
+            break
+    _, resumed = models()
+    list(fit(resumed, BINARIZED, config, load_state(resumed, tmp_path / "state")))
+    torch.testing.assert_close(resumed.state_dict(), undisturbed.state_dict())
+
+
+def test_a_step_that_no_graph_can_hold_is_taken_without():
+    _, model = models()
+    original = model.decoder.forward
+    model.decoder.forward = lambda z: original(z) * (z.sum().item() > -math.inf)
+    config = TrainingConfig(epochs=2, batch_size=32)
+    trainer = Trainer(model, BINARIZED, config, Objective(), TrainingState())
+    with pytest.warns(UserWarning, match="without CUDA graphs"):
+        trainer.epoch()
+    assert trainer.epoch().epoch == 2
+    assert isinstance(trainer.steps, GraphedSteps)
+    assert trainer.steps.failed

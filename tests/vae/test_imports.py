@@ -39,6 +39,7 @@ ORDER = [
     "data",
     "shared_sum",
     "ranks",
+    "cuda_graphs",
     "training",
     "checkpoint",
 ]

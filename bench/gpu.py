@@ -1,0 +1,152 @@
+"""Training and log p(x) on a GPU beside what a user would pick instead.
+
+    python -m bench.gpu --mnist <folder>
+
+The contenders of bench/peers.py and our own, in turn in one process, the same network, in fp32
+unless said; needs pythae in our environment. Prints the tables as Markdown. Each training's first
+epoch warms up and is not counted; figures are medians of the turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.datasets import MNIST
+
+from bench.network import TABLE_1
+from bench.peers import EVIDENCE, TRAIN
+from pipeline.worker import build_model
+from vae import VAE
+from vae.data import Dataset
+from vae.evidence import importance_sampling
+from vae.objectives import Objective
+from vae.training import Trainer, TrainingConfig, TrainingState
+
+BATCHES = (128, 512, 2048)
+EPOCHS = {"ours": 4, "ours, no graphs": 2, "pythae": 2, "lightning": 2, "bare": 3, "products": 2}
+SAMPLES = 5000
+IMAGES = {"ours": 2000, "ours, bf16": 2000, "pythae": 100, "bare": 500, "products": 2000}
+
+
+def new_trainer(grey: Tensor, **config: Any) -> Trainer:
+    x = grey.view(-1, 1, 28, 28)
+    data = Dataset(train=x, valid=x[:1000] // 128, binarize=True)
+    model = build_model(TABLE_1, data, seed=0).to(grey.device)
+    return Trainer(model, data, TrainingConfig(**config), Objective(), TrainingState())
+
+
+def train(name: str, grey: Tensor, batch: int) -> float:
+    """Images a second."""
+    if name.startswith("ours"):
+        trainer = new_trainer(grey, batch_size=batch)
+        if name == "ours, no graphs":
+            trainer.graphed = None
+        seconds = [trainer.epoch().seconds for _ in range(EPOCHS[name])]
+    else:
+        seconds = TRAIN[name](grey.flatten(1), batch, EPOCHS[name])
+    return len(grey) / statistics.median(seconds[1:])
+
+
+def arrays_of(model: VAE) -> dict[str, Tensor]:
+    """The weights by the names of bench/peers.py."""
+    weights = {"data_loc": model.data_loc, "data_scale": model.data_scale}
+    for name, network in (("encoder", model.encoder), ("decoder", model.decoder)):
+        layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+        for index, layer in enumerate(layers):
+            weights[f"{name}.{index}.weight"] = layer.weight.detach()
+            weights[f"{name}.{index}.bias"] = layer.bias.detach()
+    return weights
+
+
+def estimate(name: str, model: VAE, x: Tensor) -> tuple[float, Tensor]:
+    """Images × samples a second, and log p(x) of the first images."""
+    x = x[: IMAGES[name]]
+    if name.startswith("ours"):
+        generator = torch.Generator(x.device).manual_seed(0)
+        precision = "bf16" if name.endswith("bf16") else "fp32"
+        options = {"generator": generator, "precision": precision}
+        run = partial(importance_sampling, model, num_samples=SAMPLES, **options)
+        run(x=x[:8])
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        values = run(x=x).log_px.double().cpu()
+    else:
+        run = partial(EVIDENCE[name], arrays_of(model), samples=SAMPLES, batch=SAMPLES)
+        run(x=x[:2].float())
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        values = torch.tensor(run(x=x.float()), dtype=torch.float64)
+    return len(x) * SAMPLES / (time.perf_counter() - start), values
+
+
+def table(names: list[str], rows: dict[str, dict[str, float]]) -> None:
+    print("\n| | " + " | ".join(names) + " | ours / pythae | ours / bare |")
+    print("|" + "---|" * (len(names) + 3))
+    for label, found in rows.items():
+        cells = [f"{found[name]:,.0f}" for name in names]
+        cells += [f"{found['ours'] / found[name]:.2f}" for name in ("pythae", "bare")]
+        print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mnist", type=Path, required=True)
+    parser.add_argument("--repetitions", type=int, default=3)
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    device = torch.device("cuda")
+    print(torch.cuda.get_device_name(), "torch", torch.__version__)
+    grey, test = (
+        MNIST(str(given.mnist), train=part, download=True).data.to(device) for part in (True, False)
+    )
+
+    rates = {str(batch): {name: [] for name in EPOCHS} for batch in BATCHES}
+    for _ in range(given.repetitions):
+        for batch in BATCHES:
+            for name in EPOCHS:
+                rates[str(batch)][name].append(train(name, grey, batch))
+    rows = {
+        batch: {name: statistics.median(values) for name, values in found.items()}
+        for batch, found in rates.items()
+    }
+    print("\nTraining, images a second, by batch size:")
+    table(list(EPOCHS), rows)
+
+    trainer = new_trainer(grey, batch_size=256, learning_rate=2e-3)
+    for _ in range(20):
+        trainer.epoch()
+    draws = torch.Generator(device).manual_seed(0)
+    x = torch.bernoulli(test[:, None].float() / 255, generator=draws).to(torch.uint8)
+    speeds: dict[str, list[float]] = {name: [] for name in IMAGES}
+    values: dict[str, Tensor] = {}
+    for _ in range(given.repetitions):
+        for name in IMAGES:
+            speed, values[name] = estimate(name, trainer.model, x)
+            speeds[name].append(speed)
+    print("\nlog p(x), K = 5,000, images × samples a second:")
+    table(list(IMAGES), {"": {name: statistics.median(found) for name, found in speeds.items()}})
+    for name in ("ours, bf16", "pythae", "bare"):
+        difference = values[name] - values["ours"][: len(values[name])]
+        error = difference.std() / len(difference) ** 0.5
+        print(f"mean log p(x) of {name} minus ours: {difference.mean():+.4f} ± {error:.4f} nats")
+    for samples in (100, SAMPLES):
+        torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        log_px = importance_sampling(trainer.model, x, samples).log_px
+        print(
+            f"all test images, K = {samples}: {log_px.double().mean():.3f}, "
+            f"{time.perf_counter() - start:.2f} s, at most "
+            f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB"
+        )
+
+
+if __name__ == "__main__":
+    main()

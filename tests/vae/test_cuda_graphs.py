@@ -1,0 +1,100 @@
+"""What a CUDA graph can hold: a training step that reads no value off the device.
+
+Where there is a device, `test_cuda.py` compares the graphs with the steps that they replay.
+"""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vae import perceptron
+from vae.data import Dataset
+from vae.likelihoods import LIKELIHOODS
+from vae.model import VAE, VAEConfig
+from vae.objectives import ESTIMATORS, Objective
+from vae.optimizer import OPTIMIZERS
+from vae.training import Trainer, TrainingConfig, TrainingState
+
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "lift_fresh"}
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes Python wait for the device, or brings a number made in Python to it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket._qualified_op_name.removeprefix("aten::")
+        assert name not in WAITING, f"{func} needs a value of the device, or brings one"
+        if name in INDEXING:
+            masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
+            assert not masks, f"{func} counts the mask first"
+        return func(*args, **(kwargs or {}))
+
+
+def binary(**changes):
+    return {"space": "binary", "likelihood": "bernoulli"} | changes
+
+
+SETTINGS = [
+    *({"space": sorted(kind.spaces)[-1], "likelihood": name} for name, kind in LIKELIHOODS.items()),
+    binary(network="conv", hidden=(4, 8), activation="relu"),
+    binary(posterior="full", prior="mixture"),
+    binary(posterior="flow", prior="vamp"),
+    binary(latent_dim=(3, 2)),
+    binary(latent_dim=(3, 2), posterior="flow", prior="vamp"),
+]
+OBJECTIVES = [
+    *({"name": name, "num_samples": 3} for name in ESTIMATORS),
+    {"name": "iwae", "num_samples": 3, "backward_samples": 2},
+    {"name": "dreg", "num_samples": 3, "backward_samples": 2},
+    {"name": "elbo", "free_bits": 0.1, "reduction": "sum"},
+]
+
+
+def trainer(setting, objective, **config):
+    torch.manual_seed(0)
+    setting = {"data_shape": (1, 4, 4), "latent_dim": 2, "hidden": (8,)} | setting
+    model = VAE(VAEConfig(**setting))
+    top = {"binary": 2, "grey8": 256, "continuous": 256}[model.config.space]
+    x = torch.randint(0, top, (64, 1, 4, 4), dtype=torch.uint8)
+    data = Dataset(train=x.double() if top == 256 else x, valid=x)
+    config = TrainingConfig(batch_size=32, gradient_clip=1.0, weight_decay=0.1, **config)
+    return Trainer(model, data, config, Objective(**objective), TrainingState())
+
+
+def check(trainer):
+    first, second = trainer.train_batches(epoch=1)
+    trainer.gradient(first, 1.0)  # the optimiser's state begins
+    trainer.update(0.01)
+    beta, learning_rate = torch.tensor(1.0), torch.tensor(0.01)
+    before = [p.detach().clone() for p in trainer.parameters]
+    with NoWaiting():
+        trainer.gradient(second, beta)
+        trainer.update(learning_rate)
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.parameters, strict=True))
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    """By hand goes only on a CPU."""
+    for name in ("knows", "knows_decoder"):
+        monkeypatch.setattr(perceptron, name, lambda model: False)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_model_waits_for_the_device(setting, precision):
+    check(trainer(setting, {"name": "elbo"}, precision=precision))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_no_objective_and_no_optimizer_waits_for_the_device(objective, optimizer):
+    check(trainer(binary(), objective, optimizer=optimizer))
+
+
+def test_what_waits_is_found():
+    x = torch.rand(3)
+    for waiting in (x.sum().item, lambda: x[x > 0.5], lambda: torch.tensor(2.0)):
+        with pytest.raises(AssertionError), NoWaiting():
+            waiting()

@@ -1,0 +1,109 @@
+"""A training step on a CUDA device as two CUDA graphs: two launches in place of hundreds.
+
+A GPU computes a step of a small network in less time than Python takes to launch its operations. A
+graph records them once and launches them together; it computes what they compute, to the bit.
+
+    gradient    forward pass, backward pass, norm        replayed, then read: is it finite?
+    update      the optimiser                            replayed
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vae.data import Batch
+
+WARM_UP = 3
+"""Steps before the capture: libraries set themselves up and the optimiser's state begins."""
+
+Gradient = Callable[[Batch, float | Tensor], tuple[Tensor, ...]]
+Update = Callable[[float | Tensor], None]
+
+
+class Replay:
+    """A function's operations, captured once; its inputs, outputs and all between stay in place."""
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor | None) -> None:
+        self.inputs = [None if value is None else value.clone() for value in inputs]
+        self.graph = torch.cuda.CUDAGraph()
+        # Other threads of the process may use the device meanwhile.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.outputs = function(*self.inputs)
+
+    def __call__(self, *inputs: Tensor | float | None) -> tuple[Tensor, ...]:
+        """The outputs, until the next call."""
+        for own, value in zip(self.inputs, inputs, strict=True):
+            if own is None or value is None:
+                continue
+            own.copy_(value) if isinstance(value, Tensor) else own.fill_(value)
+        self.graph.replay()
+        return self.outputs
+
+
+class GraphedSteps:
+    """Steps of batches of one size, of a function for the gradient and one for the update.
+
+    `gradient` leaves each parameter's `.grad` for `update`, and may not read a value off the
+    device. Where the capture fails, the steps are taken as before, with a warning.
+    """
+
+    def __init__(self, gradient: Gradient, update: Update, batch_size: int) -> None:
+        self._gradient, self._update, self.batch_size = gradient, update, batch_size
+        self.seen = 0
+        self.failed = False
+        self.replays: tuple[Replay, Replay] | None = None
+        self.replaying = False
+
+    def gradient(self, batch: Batch, beta: float) -> tuple[Tensor, ...]:
+        """As the function given."""
+        self.replaying = False
+        if self.failed or len(batch.x) != self.batch_size:
+            return self._gradient(batch, beta)
+        if self.seen < WARM_UP:
+            self.seen += 1
+            return _aside(lambda: self._gradient(batch, beta))
+        if self.replays is None:
+            try:
+                self.replays = self._capture(batch, beta)
+            except RuntimeError as error:
+                self.failed = True
+                torch.cuda.empty_cache()
+                warnings.warn(f"training goes on without CUDA graphs: {error}", stacklevel=2)
+                return self._gradient(batch, beta)
+        self.replaying = True
+        return self.replays[0](batch.x, batch.eps, batch.u, batch.v, beta)
+
+    def update(self, learning_rate: float) -> None:
+        """As the function given, by the gradients of the last call of `gradient`."""
+        if self.replaying and self.replays is not None:
+            self.replays[1](learning_rate)
+        else:
+            self._update(learning_rate)
+
+    def _capture(self, batch: Batch, beta: float) -> tuple[Replay, Replay]:
+        def gradient(
+            x: Tensor, eps: Tensor, u: Tensor | None, v: Tensor | None, beta: Tensor
+        ) -> tuple[Tensor, ...]:
+            return self._gradient(Batch(x, eps, u, v, batch.global_size), beta)
+
+        def update(learning_rate: Tensor) -> tuple[Tensor, ...]:
+            self._update(learning_rate)
+            return ()
+
+        number = batch.eps.new_tensor(beta)
+        first = Replay(gradient, batch.x, batch.eps, batch.u, batch.v, number)
+        return first, Replay(update, torch.zeros((), device=batch.x.device))
+
+
+def _aside(function: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """On a stream of its own, as torch asks for what is captured later."""
+    here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+    aside.wait_stream(here)
+    with torch.cuda.stream(aside):
+        result = function()
+    here.wait_stream(aside)
+    return result
