@@ -96,20 +96,9 @@ def table(names: list[str], rows: dict[str, dict[str, float]]) -> None:
         print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mnist", type=Path, required=True)
-    parser.add_argument("--repetitions", type=int, default=3)
-    given = parser.parse_args()
-    warnings.simplefilter("ignore")
-    device = torch.device("cuda")
-    print(torch.cuda.get_device_name(), "torch", torch.__version__)
-    grey, test = (
-        MNIST(str(given.mnist), train=part, download=True).data.to(device) for part in (True, False)
-    )
-
+def compare_training(grey: Tensor, repetitions: int) -> None:
     rates = {str(batch): {name: [] for name in EPOCHS} for batch in BATCHES}
-    for _ in range(given.repetitions):
+    for _ in range(repetitions):
         for batch in BATCHES:
             for name in EPOCHS:
                 rates[str(batch)][name].append(train(name, grey, batch))
@@ -120,14 +109,16 @@ def main() -> None:
     print("\nTraining, images a second, by batch size:")
     table(list(EPOCHS), rows)
 
+
+def compare_evidence(grey: Tensor, test: Tensor, repetitions: int) -> None:
     trainer = new_trainer(grey, batch_size=256, learning_rate=2e-3)
     for _ in range(20):
         trainer.epoch()
-    draws = torch.Generator(device).manual_seed(0)
+    draws = torch.Generator(grey.device).manual_seed(0)
     x = torch.bernoulli(test[:, None].float() / 255, generator=draws).to(torch.uint8)
     speeds: dict[str, list[float]] = {name: [] for name in IMAGES}
     values: dict[str, Tensor] = {}
-    for _ in range(given.repetitions):
+    for _ in range(repetitions):
         for name in IMAGES:
             speed, values[name] = estimate(name, trainer.model, x)
             speeds[name].append(speed)
@@ -146,6 +137,25 @@ def main() -> None:
             f"{time.perf_counter() - start:.2f} s, at most "
             f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB"
         )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mnist", type=Path, required=True)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--only", choices=("evidence", "training"))
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    device = torch.device("cuda")
+    print(torch.cuda.get_device_name(), "torch", torch.__version__)
+    grey, test = (
+        MNIST(str(given.mnist), train=part, download=True).data.to(device) for part in (True, False)
+    )
+
+    if given.only != "evidence":
+        compare_training(grey, given.repetitions)
+    if given.only != "training":
+        compare_evidence(grey, test, given.repetitions)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from vae.limits import KHAT_LIMIT
+from vae.pareto import pareto_shape, pareto_unit
 from vae.posteriors import Reparameterized
 
 NOISE_BLOCK = 16
@@ -192,9 +192,6 @@ def tail_length(num_samples: int) -> int:
 def pareto_khat(tail: Tensor, resolution: float) -> Tensor:
     """Shape k̂ of the generalised Pareto distribution fitted to each example's largest weights.
 
-    The fit is arviz-stats', by the empirical-Bayes estimate of Zhang and Stephens (2009) with the
-    weak prior of Vehtari et al. (arXiv:1507.02646, appendix C).
-
     Args:
         tail: the M + 1 largest log weights of each example, (M + 1, B), in descending order; the
             last of them is the threshold above which the M others lie.
@@ -204,31 +201,19 @@ def pareto_khat(tail: Tensor, resolution: float) -> Tensor:
         k̂, (B,): 0 where the tail is constant up to rounding, inf where it spans more than floats
         can hold or holds no weight above 0, NaN where a weight is NaN.
     """
-    from arviz_stats.base.array import BaseArray  # two seconds that `import vae` shall not take
-
-    log_w = tail.cpu().numpy().T[:, ::-1]
+    log_w = tail.T.flip(-1)
     threshold, largest = log_w[:, 0], log_w[:, -1]
-    M = log_w.shape[1] - 1
-    quartile = int(M / 4 + 0.5)  # the fit's unit of scale
-    with np.errstate(all="ignore"):
-        spread = largest - threshold
-        weights = np.exp(log_w - largest[:, None])
-        usable = weights[:, quartile] > weights[:, 0]
-        usable &= spread > 8 * resolution * np.maximum(np.abs(largest), 1.0)
-    # Ties, or a few weights so large that the others vanish beside them.
-    khat = np.where(spread > 1, np.inf, 0.0)
-    khat[np.isinf(largest)] = np.inf
-    if usable.any():
-        # arviz-stats fits the largest fifth of what it is given, so M + 1 values are filled up to
-        # 5 M with copies of the threshold, which the fit doesn't see.
-        weights = weights[usable]
-        copies = np.repeat(weights[:, :1], 4 * M - 1, axis=1)
-        filled = np.concatenate([copies, weights], axis=1)[:, None, :]
-        with np.errstate(all="ignore"):
-            fitted = BaseArray().pareto_khat(filled, r_eff=1 / filled.shape[-1], tail="right")
-        khat[usable] = np.where(np.isfinite(fitted), fitted, np.inf)
-    khat[np.isnan(log_w).any(axis=1)] = np.nan
-    return torch.as_tensor(khat, dtype=tail.dtype, device=tail.device)
+    excess = torch.exp(log_w - largest.unsqueeze(-1))
+    excess = excess[:, 1:] - excess[:, :1]
+    # Ties, or a few weights so large that the others vanish beside them, leave nothing to fit.
+    usable = excess[:, pareto_unit(excess.shape[-1])] > 0
+    spread = largest - threshold
+    usable &= spread > 8 * resolution * largest.abs().clamp_min(1.0)
+    khat = pareto_shape(torch.where(usable.unsqueeze(-1), excess, 1.0))
+    khat = torch.where(khat.isfinite(), khat, math.inf)
+    khat = torch.where(usable, khat, torch.where(spread > 1, math.inf, 0.0))
+    khat = torch.where(largest.isinf(), math.inf, khat)
+    return torch.where(log_w.isnan().any(-1), math.nan, khat)
 
 
 def noise_blocks(

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ["dvc", "mlflow", "pandas", "pipeline", "ray"]
-ALLOWED = {"torch", "numpy", "safetensors", "arviz_stats", "vae"}
+ALLOWED = {"torch", "numpy", "safetensors", "vae"}
 
 ORDER = [
     "files",
@@ -30,6 +30,7 @@ ORDER = [
     "resampling",
     "objectives",
     "factor_analysis",
+    "pareto",
     "importance_weights",
     "annealing",
     "optimizer",
