@@ -2,8 +2,8 @@
 
 Noise is drawn in blocks of `BLOCK` examples. A block's generator is seeded by
 (seed, purpose, epoch, step, block), so a worker draws only its own blocks and 1, 2 or 4 workers
-at one global batch see the same data and the same noise, at no extra cost. On a GPU the whole batch
-is one block, of which each worker takes its share.
+at one global batch see the same data and the same noise, at no extra cost. On a GPU a launch costs
+more than the numbers, so its blocks are larger, and a worker may use a part of what it draws.
 
 Shapes: N examples, B a worker's share of a batch, K samples, d noise values.
 """
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 32
+NOISE_BLOCKS = {"cpu": BLOCK, "cuda": 4096}
 VALID_BATCH = 512
 SUMMED_VALUES = 2**21  # that `statistics_of` turns into float64 at a time
 ORDER, TRAIN, VALID = 0, 1, 2  # what a seed is for
@@ -217,15 +218,17 @@ def with_noise(
 ) -> Batch:
     """A batch of x (B, *data_shape) with its noise, each block's from (`key`, its number).
 
-    binarize: x holds grey levels, from which binary pixels are drawn. is_share: x is the part of
-    one batch of `global_size` that begins at `first_block`, not a batch of this worker's own.
+    first_block: where x begins, in units of `BLOCK` examples: in the batch of which it is a part,
+    or (is_share False) in the row of all workers' own batches. binarize: x holds grey levels, from
+    which binary pixels are drawn.
     """
     size, device, values = len(x), x.device, x.shape[1:].numel()
-    count, first, block = size, 0, BLOCK
-    if device.type != "cpu":  # one large block: launches cost more than numbers of other workers
-        if is_share:
-            count, first, first_block = global_size, first_block * BLOCK, 0
-        block = max(1, count)
+    block = NOISE_BLOCKS.get(device.type, BLOCK)
+    lo, number, total = (
+        (first_block * BLOCK, 0, global_size) if is_share else (0, first_block, size)
+    )
+    start = lo // block * block
+    count = min(-(-(lo + size) // block) * block, total) - start
     eps = torch.empty(noise.num_samples, count, noise.noise_dim, dtype=noise.dtype, device=device)
     u = v = None
     if noise.dequantize:
@@ -235,7 +238,7 @@ def with_noise(
     words = torch.empty(-(-count * values // 4), dtype=torch.int64, device=device)  # 16 bits each
     for offset in range(0, count, block):
         end = min(offset + block, count)
-        generator = _generator(device, *key, first_block + offset // block)
+        generator = _generator(device, *key, number + (start + offset) // block)
         eps[:, offset:end] = torch.randn(
             (noise.num_samples, end - offset, noise.noise_dim),
             dtype=noise.dtype,
@@ -249,9 +252,9 @@ def with_noise(
             part.random_(-(2**63), None, generator=generator)
         if v is not None:
             v[offset:end].uniform_(generator=generator)
-    own = slice(first, first + size)
+    own = slice(lo - start, lo - start + size)
     if binarize:
-        bits = words.view(torch.int16)[first * values :]
+        bits = words.view(torch.int16)[own.start * values :]
         x = draw_pixels(x, bits, out=torch.empty(x.shape, dtype=noise.dtype, device=device))
     u, v = (None if value is None else value[own] for value in (u, v))
     return Batch(x, eps[:, own], u, v, global_size)

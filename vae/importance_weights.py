@@ -22,7 +22,7 @@ from vae.limits import KHAT_LIMIT
 from vae.pareto import pareto_shape, pareto_unit
 from vae.posteriors import Reparameterized
 
-NOISE_BLOCK = 16
+NOISE_BLOCK = 64
 """Samples of each example whose noise is drawn at a time, whatever the chunk size."""
 
 JOINED_SAMPLES = 256

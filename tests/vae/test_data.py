@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from vae.data import BLOCK, Dataset, NoiseShape, draw_pixels
+from vae.data import BLOCK, NOISE_BLOCKS, Dataset, NoiseShape, draw_pixels
 
 NOISE = NoiseShape(num_samples=3, noise_dim=5, dequantize=True, dtype=torch.float32)
 
@@ -34,7 +34,10 @@ def epoch(data, *, world_size=1, batch_size=70, epoch=1, seed=0):
 
 @pytest.mark.parametrize("world_size", [2, 3, 4, 7])
 @pytest.mark.parametrize("binarize", [False, True])
-def test_workers_together_see_what_one_worker_sees(world_size, binarize):
+@pytest.mark.parametrize("noise_block", [BLOCK, 2 * BLOCK, 4096], ids="blocks of {}".format)
+def test_workers_together_see_what_one_worker_sees(world_size, binarize, noise_block, monkeypatch):
+    """Blocks larger than `BLOCK` are a GPU's: there a share may begin or end within one."""
+    monkeypatch.setitem(NOISE_BLOCKS, "cpu", noise_block)
     data = grey_dataset(binarize=binarize)
     for (alone,), shares in zip(epoch(data), epoch(data, world_size=world_size), strict=True):
         assert torch.equal(torch.cat([share.x for share in shares]), alone.x)

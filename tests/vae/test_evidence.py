@@ -406,7 +406,10 @@ def test_prior_monte_carlo_is_right_and_its_ess_falls_as_theory_says(d):
     assert ((evidence.log_px - fa.log_prob(x)).abs() < 4 * evidence.se).all()
     assert evidence.kl.eq(0).all()
     share = evidence.ess / 20_000
-    torch.testing.assert_close(share, 1 / exact_inverse_share(x), rtol=0.25, atol=0)
+    expected = 1 / exact_inverse_share(x)
+    estimable = expected * 20_000 > 100  # of fewer samples the effective number is a matter of luck
+    assert estimable.sum() > 40
+    torch.testing.assert_close(share[estimable], expected[estimable], rtol=0.25, atol=0)
     assert share.log().mean().item() == pytest.approx(
         -exact_inverse_share(x).log().mean().item(), abs=0.05
     )

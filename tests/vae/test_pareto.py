@@ -1,0 +1,39 @@
+"""The Pareto fit against arviz-stats', and on quantiles whose shape is known."""
+
+import numpy as np
+import pytest
+import torch
+from arviz_stats.base.array import BaseArray
+from scipy import stats
+
+from vae.pareto import pareto_shape, pareto_unit
+
+
+@pytest.mark.parametrize("M", [5, 6, 12, 20, 94, 212, 1000])
+def test_all_examples_at_once_are_as_arviz_fits_each(M):
+    rng = np.random.default_rng(M)
+    shapes = rng.uniform(-0.5, 1.5, 50)
+    excess = np.sort(stats.genpareto.rvs(shapes[:, None], size=(50, M), random_state=rng))
+    excess *= 10.0 ** rng.integers(-9, 9, (50, 1))
+    found = pareto_shape(torch.from_numpy(excess))
+    expected = [BaseArray()._gpdfit(row)[0] for row in excess]
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [-0.4, 0.0, 0.3, 0.7, 1.2])
+def test_the_shape_of_exact_quantiles_is_found(shape):
+    M = 20_000
+    excess = stats.genpareto.ppf((np.arange(M) + 0.5) / M, shape)[None]
+    assert pareto_shape(torch.from_numpy(excess)).item() == pytest.approx(shape, abs=0.02)
+
+
+def test_few_values_are_drawn_to_a_half():
+    """Ten times a half and M times what M values say."""
+    excess = torch.linspace(0.1, 1.0, 5, dtype=torch.float64)[None]
+    alone = (pareto_shape(excess) * 15 - 10 * 0.5) / 5
+    assert alone.item() < 0  # bounded from above
+    assert alone.item() < pareto_shape(excess).item() < 0.5
+
+
+def test_the_unit_is_about_the_first_quartile():
+    assert [pareto_unit(M) for M in (5, 6, 10, 100)] == [0, 1, 2, 24]
