@@ -1,13 +1,17 @@
-"""What a CUDA graph can hold: a training step that reads no value off the device.
+"""Which steps a CUDA graph takes, and that it can: a step reads no value off the device.
 
 Where there is a device, `test_cuda.py` compares the graphs with the steps that they replay.
 """
+
+import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vae import perceptron
+from vae import cuda_graphs, perceptron
+from vae.cuda_graphs import WARM_UP, GraphedSteps
 from vae.data import Dataset
 from vae.likelihoods import LIKELIHOODS
 from vae.model import VAE, VAEConfig
@@ -98,3 +102,69 @@ def test_what_waits_is_found():
     for waiting in (x.sum().item, lambda: x[x > 0.5], lambda: torch.tensor(2.0)):
         with pytest.raises(AssertionError), NoWaiting():
             waiting()
+
+
+class CallsAgain:
+    """In a graph's place: the same function, of the inputs copied to their places."""
+
+    def __init__(self, function, *inputs):
+        self.function, self.calls = function, 0
+        self.inputs = [None if value is None else value.clone() for value in inputs]
+
+    def __call__(self, *inputs):
+        self.calls += 1
+        for own, value in zip(self.inputs, inputs, strict=True):
+            if own is not None:
+                own.copy_(value) if isinstance(value, torch.Tensor) else own.fill_(value)
+        return self.function(*self.inputs)
+
+
+def graphed_trainer(monkeypatch, replay, batch_size=20):
+    """64 examples in batches of 20 leave a last one of 4."""
+    monkeypatch.setattr(cuda_graphs, "Replay", replay)
+    monkeypatch.setattr(cuda_graphs, "_aside", lambda function: function())
+    plain, graphed = (
+        trainer(binary(), {"name": "elbo", "beta_warmup_epochs": 4}, schedule="cosine")
+        for _ in range(2)
+    )
+    for one in (plain, graphed):
+        one.config = replace(one.config, batch_size=batch_size)
+    graphed.graphed = GraphedSteps(graphed.gradient, graphed.update, batch_size)
+    return plain, graphed
+
+
+def same_training(plain, graphed):
+    for _ in range(4):
+        expected, found = plain.epoch(), graphed.epoch()
+        assert found.train_elbo == pytest.approx(expected.train_elbo, rel=1e-6)
+    for a, b in zip(plain.parameters, graphed.parameters, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_full_batches_are_replayed_after_the_first_few(monkeypatch):
+    plain, graphed = graphed_trainer(monkeypatch, CallsAgain)
+    same_training(plain, graphed)
+    steps = graphed.graphed
+    assert [replay.calls for replay in steps.replays] == [4 * 3 - WARM_UP] * 2
+    assert not steps.replaying  # the last batch was smaller
+    graphed.close()
+    assert graphed.graphed is None
+
+
+def test_a_capture_that_fails_is_told_once_and_training_goes_on(monkeypatch):
+    def refuse(function, *inputs):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    plain, graphed = graphed_trainer(monkeypatch, refuse)
+    with pytest.warns(UserWarning, match="without CUDA graphs: operation not permitted") as told:
+        same_training(plain, graphed)
+    assert len(told) == 1
+    assert graphed.graphed.failed
+
+
+def test_training_on_a_cpu_takes_no_graphs():
+    one = trainer(binary(), {"name": "elbo"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one.epoch()
+    assert one.graphed is None
