@@ -15,6 +15,7 @@ from typing import Self
 import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
+from torch.nn.functional import linear
 
 from vae.networks import mlp
 
@@ -169,6 +170,19 @@ class DiagonalNormal(Reparameterized):
         constant = HALF_LOG_2PI * self.event_shape[0]
         return -0.5 * eps.square().sum(-1) - (self.log_scale.sum(-1) + constant)
 
+    def log_prob_of_each(self, value: Tensor) -> Tensor:
+        """log density of values under each of a batch (M,) of normals: (*, L) -> (*, M).
+
+        A quadratic in z is linear in (z², z): one matrix product, and nothing of size (*, M, L).
+        Its terms are as large as (z / scale)² and cancel, hence float64.
+        """
+        loc, log_scale = self.loc.double(), self.log_scale.double()
+        precision = (-2 * log_scale).exp()
+        weight = torch.cat([-0.5 * precision, precision * loc], -1)
+        constant = (0.5 * precision * loc.square() + log_scale + HALF_LOG_2PI).sum(-1)
+        z = value.double()
+        return linear(torch.cat([z.square(), z], -1), weight, -constant).to(self._like.dtype)
+
     def detach(self) -> DiagonalNormal:
         return DiagonalNormal(self.loc.detach(), self.log_scale.detach())
 
@@ -228,7 +242,10 @@ class Mixture(LatentDistribution):
         self.log_weights = log_weights
 
     def log_prob(self, value: Tensor) -> Tensor:
-        by_component = self.components.log_prob(value.unsqueeze(-2))
+        if isinstance(self.components, DiagonalNormal):
+            by_component = self.components.log_prob_of_each(value)
+        else:
+            by_component = self.components.log_prob(value.unsqueeze(-2))
         return torch.logsumexp(by_component + self.log_weights, -1)
 
     @torch.no_grad()

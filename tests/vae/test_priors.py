@@ -65,6 +65,32 @@ def test_diagonal_normal():
     assert_moments_match_samples(p)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bound", [1.0, 9.9])
+def test_densities_under_each_component_are_those_of_one_at_a_time(dtype, bound):
+    """Value and gradients, scales from e^-9.9 to e^9.9 included, where the products cancel most."""
+    g = torch.Generator().manual_seed(5)
+    exact = [torch.randn(4, 3, 2, 6, generator=g, dtype=torch.float64) * 3]
+    exact += [torch.randn(7, 6, generator=g, dtype=torch.float64) * 3]
+    exact += [bound * (2 * torch.rand(7, 6, generator=g, dtype=torch.float64) - 1)]
+    exact = [value.to(dtype).double().requires_grad_() for value in exact]
+    given = [value.detach().to(dtype).requires_grad_() for value in exact]
+
+    z, loc, log_scale = exact
+    expected = DiagonalNormal(loc, log_scale).log_prob(z.unsqueeze(-2))
+    found = DiagonalNormal(*given[1:]).log_prob_of_each(given[0])
+    assert found.dtype == dtype
+    assert found.shape == (4, 3, 2, 7)
+    close = {"rtol": 2e-6 if dtype == torch.float32 else 1e-9, "atol": 1e-6}
+    torch.testing.assert_close(found.double(), expected, **close)
+    weight = torch.randn(found.shape, generator=g, dtype=torch.float64)
+    wanted = torch.autograd.grad((weight * expected).sum(), exact)
+    gradients = torch.autograd.grad((weight.to(dtype) * found).sum(), given)
+    for a, b in zip(gradients, wanted, strict=True):
+        largest = b.abs().max().item()
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6 * largest)
+
+
 def test_mixture():
     loc, log_scale, logits = 2 * double(M, L), 0.3 * double(M, L), double(M)
     p = Mixture(DiagonalNormal(loc, log_scale), logits.log_softmax(0))
