@@ -3,8 +3,8 @@
     python -m bench.gpu --mnist <folder>
 
 The contenders of bench/peers.py and our own, in turn in one process, the same network, in fp32
-unless said; needs pythae in our environment. Prints the tables as Markdown. Each training's first
-epoch warms up and is not counted; figures are medians of the turns.
+unless said; needs the peers (bench/requirements.txt) in our environment. Prints the tables as
+Markdown. Each training's first epoch warms up and is not counted; figures are medians of the turns.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def train(name: str, grey: Tensor, batch: int) -> float:
         if name == "ours, no graphs":
             trainer.graphed = None
         seconds = [trainer.epoch().seconds for _ in range(EPOCHS[name])]
+        trainer.close()
     else:
         seconds = TRAIN[name](grey.flatten(1), batch, EPOCHS[name])
     return len(grey) / statistics.median(seconds[1:])
@@ -114,6 +115,7 @@ def compare_evidence(grey: Tensor, test: Tensor, repetitions: int) -> None:
     trainer = new_trainer(grey, batch_size=256, learning_rate=2e-3)
     for _ in range(20):
         trainer.epoch()
+    trainer.close()
     draws = torch.Generator(grey.device).manual_seed(0)
     x = torch.bernoulli(test[:, None].float() / 255, generator=draws).to(torch.uint8)
     speeds: dict[str, list[float]] = {name: [] for name in IMAGES}

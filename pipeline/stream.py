@@ -28,7 +28,6 @@ BUFFER_EXAMPLES = 16384
 BLOCK_BYTES = 16 * MEGABYTE  # that are read and handed to a worker at a time, at most
 BLOCKS_PER_WORKER = 16  # at least: workers' shares differ by a block at most
 NAME = "train"
-RANK_BLOCKS = 2**32  # numbers of noise blocks that a worker has to itself
 
 
 def load_training(prepared: Path, meta: Meta, limit_mb: int | None) -> TrainingArrays | Stream:
@@ -131,11 +130,9 @@ class StreamedDataset:
             yield with_noise(
                 x.to(self.device),
                 noise,
-                key=(seed, TRAIN, epoch, step),
-                first_block=rank * RANK_BLOCKS,
+                key=(seed, TRAIN, epoch, step, rank),
                 binarize=self.stream.meta.grey_binarized,
                 global_size=global_size,
-                is_share=False,
             )
             step += 1
 

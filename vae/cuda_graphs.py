@@ -1,21 +1,27 @@
 """A training step on a CUDA device as two CUDA graphs: two launches in place of hundreds.
 
 A GPU computes a step of a small network in less time than Python takes to launch its operations. A
-graph records them once and launches them together; it computes what they compute, to the bit.
+graph records them once and launches them together; it computes what they compute, up to the
+learning rate's rounding to float32.
 
     gradient    forward pass, backward pass, norm        replayed, then read: is it finite?
     update      the optimiser                            replayed
+
+What a step reads from Python, such as a counter of a likelihood's own, is read once. A graph keeps
+the memory of one step to itself.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from vae import perceptron
 from vae.data import Batch
+from vae.model import VAE
 
 WARM_UP = 3
 """Steps before the capture: libraries set themselves up and the optimiser's state begins."""
@@ -30,42 +36,70 @@ class Replay:
     def __init__(self, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor | None) -> None:
         self.inputs = [None if value is None else value.clone() for value in inputs]
         self.graph = torch.cuda.CUDAGraph()
-        # Other threads of the process may use the device meanwhile.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        # The outer context puts the stream back where the inner one fails. Other threads of the
+        # process may use the device meanwhile.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(self.graph, capture_error_mode="thread_local"),
+        ):
             self.outputs = function(*self.inputs)
 
     def __call__(self, *inputs: Tensor | float | None) -> tuple[Tensor, ...]:
         """The outputs, until the next call."""
         for own, value in zip(self.inputs, inputs, strict=True):
             if own is None or value is None:
-                continue
-            own.copy_(value) if isinstance(value, Tensor) else own.fill_(value)
+                assert own is value
+            elif isinstance(value, Tensor):
+                own.copy_(value)
+            else:
+                own.fill_(value)
         self.graph.replay()
         return self.outputs
+
+
+def may_be_graphed(model: VAE) -> bool:
+    """Whether its steps run on the current CUDA device and, as far as is seen, never change."""
+    device = next(model.parameters()).device
+    return (
+        device.type == "cuda"
+        and device.index == torch.cuda.current_device()
+        and type(model) is VAE
+        and not perceptron.METHODS & vars(model).keys()
+        and not any(map(perceptron.is_hooked, model.modules()))
+    )
 
 
 class GraphedSteps:
     """Steps of batches of one size, of a function for the gradient and one for the update.
 
     `gradient` leaves each parameter's `.grad` for `update`, and may not read a value off the
-    device. Where the capture fails, the steps are taken as before, with a warning.
+    device, which is the current one. Where the capture fails, the steps are taken as before, with a
+    warning; where parameters have moved in memory since, they are captured anew.
     """
 
-    def __init__(self, gradient: Gradient, update: Update, batch_size: int) -> None:
-        self._gradient, self._update, self.batch_size = gradient, update, batch_size
+    def __init__(
+        self, gradient: Gradient, update: Update, parameters: Sequence[Tensor], batch_size: int
+    ) -> None:
+        self._gradient, self._update = gradient, update
+        self.parameters, self.batch_size = parameters, batch_size
+        self.places: list[int] = []
+        self.aside: torch.cuda.Stream | None = None
         self.seen = 0
         self.failed = False
         self.replays: tuple[Replay, Replay] | None = None
         self.replaying = False
 
     def gradient(self, batch: Batch, beta: float) -> tuple[Tensor, ...]:
-        """As the function given."""
+        """As the function given; its values hold until the next call."""
         self.replaying = False
         if self.failed or len(batch.x) != self.batch_size:
             return self._gradient(batch, beta)
+        places = [parameter.data_ptr() for parameter in self.parameters]
+        if places != self.places:
+            self.places, self.replays, self.seen = places, None, 0
         if self.seen < WARM_UP:
             self.seen += 1
-            return _aside(lambda: self._gradient(batch, beta))
+            return self._gradient_aside(batch, beta)
         if self.replays is None:
             try:
                 self.replays = self._capture(batch, beta)
@@ -98,12 +132,12 @@ class GraphedSteps:
         first = Replay(gradient, batch.x, batch.eps, batch.u, batch.v, number)
         return first, Replay(update, torch.zeros((), device=batch.x.device))
 
-
-def _aside(function: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """On a stream of its own, as torch asks for what is captured later."""
-    here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-    aside.wait_stream(here)
-    with torch.cuda.stream(aside):
-        result = function()
-    here.wait_stream(aside)
-    return result
+    def _gradient_aside(self, batch: Batch, beta: float) -> tuple[Tensor, ...]:
+        """On a stream of its own, as torch asks for what is captured later."""
+        here = torch.cuda.current_stream()
+        self.aside = self.aside or torch.cuda.Stream()
+        self.aside.wait_stream(here)
+        with torch.cuda.stream(self.aside):
+            result = self._gradient(batch, beta)
+        here.wait_stream(self.aside)
+        return result

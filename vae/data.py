@@ -152,9 +152,10 @@ class Dataset:
                 self.train.index_select(0, indices[lo:hi]),
                 noise,
                 key=(seed, TRAIN, epoch, step),
-                first_block=lo // BLOCK,
                 binarize=self.binarize,
                 global_size=len(indices),
+                first=lo,
+                of=len(indices),
             )
 
     def valid_batches(
@@ -193,9 +194,10 @@ def shares_of(
             x[lo:hi],
             noise,
             key=(seed, VALID, 0, step),
-            first_block=lo // BLOCK,
             binarize=False,
             global_size=len(x),
+            first=lo,
+            of=len(x),
         )
 
 
@@ -210,25 +212,21 @@ def with_noise(
     x: Tensor,
     noise: NoiseShape,
     *,
-    key: tuple[int, int, int, int],
-    first_block: int,
+    key: tuple[int, ...],
     binarize: bool,
     global_size: int,
-    is_share: bool = True,
+    first: int = 0,
+    of: int | None = None,
 ) -> Batch:
     """A batch of x (B, *data_shape) with its noise, each block's from (`key`, its number).
 
-    first_block: where x begins, in units of `BLOCK` examples: in the batch of which it is a part,
-    or (is_share False) in the row of all workers' own batches. binarize: x holds grey levels, from
-    which binary pixels are drawn.
+    binarize: x holds grey levels, from which binary pixels are drawn. first, of: x are the examples
+    from `first` on of `of` that share a key; None: all.
     """
     size, device, values = len(x), x.device, x.shape[1:].numel()
     block = NOISE_BLOCKS.get(device.type, BLOCK)
-    lo, number, total = (
-        (first_block * BLOCK, 0, global_size) if is_share else (0, first_block, size)
-    )
-    start = lo // block * block
-    count = min(-(-(lo + size) // block) * block, total) - start
+    start = first // block * block
+    count = min(-(-(first + size) // block) * block, size if of is None else of) - start
     eps = torch.empty(noise.num_samples, count, noise.noise_dim, dtype=noise.dtype, device=device)
     u = v = None
     if noise.dequantize:
@@ -238,7 +236,7 @@ def with_noise(
     words = torch.empty(-(-count * values // 4), dtype=torch.int64, device=device)  # 16 bits each
     for offset in range(0, count, block):
         end = min(offset + block, count)
-        generator = _generator(device, *key, number + (start + offset) // block)
+        generator = _generator(device, *key, (start + offset) // block)
         eps[:, offset:end] = torch.randn(
             (noise.num_samples, end - offset, noise.noise_dim),
             dtype=noise.dtype,
@@ -252,12 +250,14 @@ def with_noise(
             part.random_(-(2**63), None, generator=generator)
         if v is not None:
             v[offset:end].uniform_(generator=generator)
-    own = slice(lo - start, lo - start + size)
+    own = slice(first - start, first - start + size)
     if binarize:
         bits = words.view(torch.int16)[own.start * values :]
         x = draw_pixels(x, bits, out=torch.empty(x.shape, dtype=noise.dtype, device=device))
-    u, v = (None if value is None else value[own] for value in (u, v))
-    return Batch(x, eps[:, own], u, v, global_size)
+    if size < count:  # the others' part is not kept
+        eps = eps[:, own].clone()
+        u, v = (None if value is None else value[own].clone() for value in (u, v))
+    return Batch(x, eps, u, v, global_size)
 
 
 def draw_pixels(grey: Tensor, bits: Tensor, *, out: Tensor) -> Tensor:

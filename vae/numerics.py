@@ -23,7 +23,7 @@ SOFTPLUS_IS_LINEAR = 40.0  # from here on, to the last digit of float64
 
 
 def sum_softplus(t: Tensor, event_dims: int) -> Tensor:
-    """Σ log(1 + exp t) over the last `event_dims` dimensions, without a gradient; overwrites t.
+    """Σ log(1 + exp t) over the last `event_dims` dimensions, without a gradient; may overwrite t.
 
     log(1 + exp t) = (t + |t|)/2 - log σ(|t|). As σ(|t|) is at least 1/2, a hundred of them are
     multiplied before one logarithm is taken. The error is that of a sum of |t|, about 1e-7 of it in

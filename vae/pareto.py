@@ -1,6 +1,6 @@
 """The shape of a heavy tail: a generalised Pareto distribution fitted to many examples at once.
 
-arviz-stats fits the same, one example after another: 0.4 ms each, and two seconds to import.
+The fit of arviz-stats, which takes one example after another.
 
 Shapes: B examples, M values above each one's threshold.
 """
@@ -39,7 +39,8 @@ def pareto_shape(excess: Tensor) -> Tensor:
     candidates = (1 - (num_candidates / places).sqrt()) / (3 * unit.unsqueeze(-1))
     candidates += 1 / largest.unsqueeze(-1)
     shapes = torch.stack([_shape(excess, b) for b in candidates.unbind(-1)], -1)
-    log_likelihood = count * (torch.log(-candidates / shapes) - shapes - 1)
+    rates = torch.where(candidates == 0, 1 / excess.mean(-1, keepdim=True), -candidates / shapes)
+    log_likelihood = count * (rates.log() - shapes - 1)
     weights = log_likelihood.softmax(-1)
     weights = torch.where(weights < 10 * torch.finfo(weights.dtype).eps, 0.0, weights)
     shape = _shape(excess, (candidates * weights).sum(-1) / weights.sum(-1))

@@ -88,13 +88,17 @@ def _is_plain(network: Encoder | Decoder, activation: str) -> bool:
     return (
         [type(layer) for layer in layers] == pair * (len(layers) // 2)
         and all(layer.bias is not None for layer in (*layers[::2], network.output))
-        and not any(
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or module._backward_hooks
-            or module._backward_pre_hooks
-            for module in network.modules()
-        )
+        and not any(map(is_hooked, network.modules()))
+    )
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether something of the user's runs with the module's passes."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )
 
 

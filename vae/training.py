@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vae.cuda_graphs import GraphedSteps
+from vae.cuda_graphs import GraphedSteps, may_be_graphed
 from vae.data import Batch, NoiseShape, Source
 from vae.memory import keep_freed_memory
 from vae.model import PRECISIONS, VAE, check_name
@@ -210,8 +210,10 @@ class Trainer:
         )
         self.learning_rate = config.learning_rate
         self.graphed: GraphedSteps | None = None
-        if self.device.type == "cuda" and self.world_size == 1 and type(model) is VAE:
-            self.graphed = GraphedSteps(self.gradient, self.update, config.batch_size)
+        if self.world_size == 1 and may_be_graphed(model):
+            self.graphed = GraphedSteps(
+                self.gradient, self.update, self.parameters, config.batch_size
+            )
         self.noise = NoiseShape(
             objective.num_samples,
             model.noise_dim,
@@ -222,7 +224,7 @@ class Trainer:
         self.steps_per_epoch = -(-self.data.num_train // config.batch_size)
 
     @property
-    def steps(self) -> Trainer | GraphedSteps:
+    def stepper(self) -> Trainer | GraphedSteps:
         return self.graphed or self
 
     def close(self) -> None:
@@ -243,7 +245,7 @@ class Trainer:
         self.module.train()
         batch, step = next(batches, None), 0
         while batch is not None:
-            gradient = self.steps.gradient(batch, beta)
+            gradient = self.stepper.gradient(batch, beta)
             batch = next(batches, None)  # drawn while a GPU computes
             totals += self._update_by(gradient, epoch, step)
             step += 1
@@ -282,15 +284,18 @@ class Trainer:
         )
 
     def train_step(self, batch: Batch, epoch: int, step: int, beta: float) -> Tensor:
-        """One step of the optimiser; returns the sums of (count, log_px_z, kl, bound)."""
-        return self._update_by(self.steps.gradient(batch, beta), epoch, step)
+        """One step of the optimiser; returns the sums of (count, log_px_z, kl, bound).
+
+        They hold until the next step: a graph writes to the same place.
+        """
+        return self._update_by(self.stepper.gradient(batch, beta), epoch, step)
 
     def _update_by(self, gradient: tuple[Tensor, ...], epoch: int, step: int) -> Tensor:
         loss, finite, sums = gradient
         if not math.isfinite(finite.item()):
             self._stop(loss, sums, epoch, step)
         self.learning_rate = self._learning_rate(epoch, step)
-        self.steps.update(self.learning_rate)
+        self.stepper.update(self.learning_rate)
         return sums
 
     def gradient(self, batch: Batch, beta: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,7 +4,6 @@ Where there is a device, `test_cuda.py` compares the graphs with the steps that 
 """
 
 import warnings
-from dataclasses import replace
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses what makes Python wait for the device, or brings a number made in Python to it."""
+    """Refuses what makes Python wait for the device, and `torch.tensor` of a number."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket._qualified_op_name.removeprefix("aten::")
@@ -55,14 +54,15 @@ OBJECTIVES = [
 ]
 
 
-def trainer(setting, objective, **config):
+def trainer(setting, objective, batch_size=32, **config):
     torch.manual_seed(0)
     setting = {"data_shape": (1, 4, 4), "latent_dim": 2, "hidden": (8,)} | setting
     model = VAE(VAEConfig(**setting))
-    top = {"binary": 2, "grey8": 256, "continuous": 256}[model.config.space]
+    top = 2 if model.config.space == "binary" else 256
     x = torch.randint(0, top, (64, 1, 4, 4), dtype=torch.uint8)
-    data = Dataset(train=x.double() if top == 256 else x, valid=x)
-    config = TrainingConfig(batch_size=32, gradient_clip=1.0, weight_decay=0.1, **config)
+    x = x.double() if model.config.space == "continuous" else x
+    data = Dataset(train=x, valid=x)
+    config = TrainingConfig(batch_size=batch_size, gradient_clip=1.0, weight_decay=0.1, **config)
     return Trainer(model, data, config, Objective(**objective), TrainingState())
 
 
@@ -122,14 +122,12 @@ class CallsAgain:
 def graphed_trainer(monkeypatch, replay, batch_size=20):
     """64 examples in batches of 20 leave a last one of 4."""
     monkeypatch.setattr(cuda_graphs, "Replay", replay)
-    monkeypatch.setattr(cuda_graphs, "_aside", lambda function: function())
-    plain, graphed = (
-        trainer(binary(), {"name": "elbo", "beta_warmup_epochs": 4}, schedule="cosine")
-        for _ in range(2)
+    monkeypatch.setattr(
+        GraphedSteps, "_gradient_aside", lambda self, batch, beta: self._gradient(batch, beta)
     )
-    for one in (plain, graphed):
-        one.config = replace(one.config, batch_size=batch_size)
-    graphed.graphed = GraphedSteps(graphed.gradient, graphed.update, batch_size)
+    objective = {"name": "elbo", "beta_warmup_epochs": 4}
+    plain, graphed = (trainer(binary(), objective, batch_size, schedule="cosine") for _ in range(2))
+    graphed.graphed = GraphedSteps(graphed.gradient, graphed.update, graphed.parameters, batch_size)
     return plain, graphed
 
 
@@ -149,6 +147,17 @@ def test_full_batches_are_replayed_after_the_first_few(monkeypatch):
     assert not steps.replaying  # the last batch was smaller
     graphed.close()
     assert graphed.graphed is None
+
+
+def test_parameters_that_moved_are_captured_anew(monkeypatch):
+    plain, graphed = graphed_trainer(monkeypatch, CallsAgain)
+    graphed.epoch()
+    plain.epoch()
+    before = graphed.graphed.replays
+    for parameter in graphed.parameters:
+        parameter.data = parameter.data.clone()  # as `model.cpu()` and `model.cuda()` do
+    same_training(plain, graphed)
+    assert graphed.graphed.replays is not before
 
 
 def test_a_capture_that_fails_is_told_once_and_training_goes_on(monkeypatch):
