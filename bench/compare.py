@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torchvision.datasets import MNIST
 
-from bench.network import TABLE_1
+from bench.network import TABLE_1, arrays_of
 from pipeline.worker import build_model
 from vae import save
 from vae.data import Dataset
@@ -57,16 +57,7 @@ def prepare(root: Path) -> None:
     for _ in fit(model, data, TrainingConfig(epochs=5, batch_size=256, learning_rate=2e-3)):
         pass
     save(model, WORK / "model")
-    linear = {
-        name: [layer for layer in getattr(model, name).modules() if hasattr(layer, "weight")]
-        for name in ("encoder", "decoder")
-    }
-    weights = {"data_loc": model.data_loc, "data_scale": model.data_scale}
-    for name, layers in linear.items():
-        for index, layer in enumerate(layers):
-            weights[f"{name}.{index}.weight"] = layer.weight
-            weights[f"{name}.{index}.bias"] = layer.bias
-    arrays = {name: weight.detach().numpy() for name, weight in weights.items()}
+    arrays = {name: weight.numpy() for name, weight in arrays_of(model).items()}
     np.savez(WORK / "weights.npz", allow_pickle=False, **arrays)
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.datasets import MNIST
 
-from bench.network import TABLE_1
+from bench.network import TABLE_1, arrays_of
 from bench.peers import EVIDENCE, TRAIN
 from pipeline.worker import build_model
 from vae import VAE
@@ -54,17 +54,6 @@ def train(name: str, grey: Tensor, batch: int) -> float:
     else:
         seconds = TRAIN[name](grey.flatten(1), batch, EPOCHS[name])
     return len(grey) / statistics.median(seconds[1:])
-
-
-def arrays_of(model: VAE) -> dict[str, Tensor]:
-    """The weights by the names of bench/peers.py."""
-    weights = {"data_loc": model.data_loc, "data_scale": model.data_scale}
-    for name, network in (("encoder", model.encoder), ("decoder", model.decoder)):
-        layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
-        for index, layer in enumerate(layers):
-            weights[f"{name}.{index}.weight"] = layer.weight.detach()
-            weights[f"{name}.{index}.bias"] = layer.bias.detach()
-    return weights
 
 
 def estimate(name: str, model: VAE, x: Tensor) -> tuple[float, Tensor]:
