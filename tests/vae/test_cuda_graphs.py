@@ -4,6 +4,7 @@ Where there is a device, `test_cuda.py` compares the graphs with the steps that 
 """
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -119,7 +120,7 @@ class CallsAgain:
         return self.function(*self.inputs)
 
 
-def graphed_trainer(monkeypatch, replay, batch_size=20):
+def graphed_trainer(monkeypatch, replay, batch_size=20) -> tuple[Trainer, Any]:
     """64 examples in batches of 20 leave a last one of 4."""
     monkeypatch.setattr(cuda_graphs, "Replay", replay)
     monkeypatch.setattr(
