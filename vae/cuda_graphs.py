@@ -63,8 +63,7 @@ def may_be_graphed(model: VAE) -> bool:
     return (
         device.type == "cuda"
         and device.index == torch.cuda.current_device()
-        and type(model) is VAE
-        and not perceptron.METHODS & vars(model).keys()
+        and perceptron.is_as_shipped(model)
         and not any(map(perceptron.is_hooked, model.modules()))
     )
 

@@ -67,8 +67,7 @@ def knows_decoder(model: VAE) -> bool:
     them and no autocast.
     """
     return (
-        type(model) is VAE
-        and not METHODS & vars(model).keys()
+        is_as_shipped(model)
         and type(model.likelihood_family) is Bernoulli
         and model.config.activation in ACTIVATIONS
         and _is_plain(model.decoder, model.config.activation)
@@ -77,6 +76,11 @@ def knows_decoder(model: VAE) -> bool:
         and model.precision == "fp32"
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def is_as_shipped(model: VAE) -> bool:
+    """Whether it is a VAE, not a subclass, with the methods of one."""
+    return type(model) is VAE and not METHODS & vars(model).keys()
 
 
 def _is_plain(network: Encoder | Decoder, activation: str) -> bool:

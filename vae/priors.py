@@ -106,6 +106,10 @@ class Reparameterized(LatentDistribution):
         z = self.from_noise(eps)
         return z, self.log_prob(z)
 
+    def log_prob_of_each(self, value: Tensor) -> Tensor:
+        """log density of values under each member of a batch (M,): (*, L) -> (*, M), in nats."""
+        return self.log_prob(value.unsqueeze(-2))
+
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self.from_noise(self._noise((*sample_shape, *self.batch_shape, *self.event_shape)))
 
@@ -171,7 +175,7 @@ class DiagonalNormal(Reparameterized):
         return -0.5 * eps.square().sum(-1) - (self.log_scale.sum(-1) + constant)
 
     def log_prob_of_each(self, value: Tensor) -> Tensor:
-        """log density of values under each of a batch (M,) of normals: (*, L) -> (*, M).
+        """As of any batch (M,): (*, L) -> (*, M), in nats.
 
         A quadratic in z is linear in (z², z): one matrix product, and nothing of size (*, M, L).
         Its terms are as large as (z / scale)² and cancel, hence float64.
@@ -242,10 +246,7 @@ class Mixture(LatentDistribution):
         self.log_weights = log_weights
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if isinstance(self.components, DiagonalNormal):
-            by_component = self.components.log_prob_of_each(value)
-        else:
-            by_component = self.components.log_prob(value.unsqueeze(-2))
+        by_component = self.components.log_prob_of_each(value)
         return torch.logsumexp(by_component + self.log_weights, -1)
 
     @torch.no_grad()
