@@ -68,6 +68,7 @@ def train(root: Path, *, batch: int, epochs: int, threads: int) -> dict[str, Any
     between = history["time"].diff().dropna()
     return {
         "images_per_s": counts["train"] / statistics.median(between),
+        "images_per_s_mean": counts["train"] / statistics.mean(between),
         "images_per_s_in_steps": statistics.median(history["images_per_s"][1:]),
         "seconds_of_all_stages": seconds,
     }

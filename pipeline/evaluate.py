@@ -34,10 +34,10 @@ from vae import VAE, load
 from vae.checkpoint import CheckpointError
 from vae.diagnostics import active_units, collapse_verdict
 from vae.evidence import KHAT_LIMIT, importance_sampling
-from vae.importance_weights import example_generators
+from vae.noise import example_generators
 from vae.posteriors import kl_divergence
 
-BATCH_VALUES = 2**17  # data values in a batch; the decoder's outputs are chunked further
+BATCH_VALUES = {"cpu": 2**17, "cuda": 2**18}  # in a batch, whose decoder outputs come in chunks
 BOUND_SAMPLES = 100  # of the encoder's posterior, for the ELBO's terms
 QUANTILES = 101
 
@@ -90,7 +90,8 @@ def score_split(
     sample = partial(importance_sampling, model, precision=precision)
     rows: list[dict[str, Tensor]] = []
     ladders: list[dict[int, Tensor]] = []
-    for part in x.split(max(1, min(1024, BATCH_VALUES // max(1, x[0].numel())))):
+    values = BATCH_VALUES[device.type]
+    for part in x.split(max(1, min(1024, values // max(1, x[0].numel())))):
         part = part.to(device)
         noise = example_generators(part, seed)
         found = sample(part, num_samples, generator=noise, proposal=proposal, target_se=target_se)

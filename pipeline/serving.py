@@ -38,8 +38,8 @@ from torch import Tensor
 
 from vae.checkpoint import load
 from vae.evidence import importance_sampling
-from vae.importance_weights import example_generators, seeded_sample, standard_normal
 from vae.model import VAE
+from vae.noise import example_generators, seeded_sample, standard_normal
 
 TASKS = ("score", "encode", "decode", "reconstruct", "sample")
 PARAMETERS = ("task", "num_samples", "seed")

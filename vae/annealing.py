@@ -28,10 +28,9 @@ from vae.importance_weights import (
     Evidence,
     WeightStream,
     draw_with_log_prob,
-    seeded_sample,
-    standard_normal,
 )
 from vae.model import VAE
+from vae.noise import seeded_sample, standard_normal
 
 TARGET_ACCEPTANCE = 0.9  # of pilot chains; measured: 0.65 and 0.8 leave wider weights
 JITTER = (0.2, 1.2)  # range of each trajectory's step size, in adapted ones

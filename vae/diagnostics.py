@@ -18,8 +18,9 @@ from torch.distributions import Distribution
 
 from vae import posteriors
 from vae.evidence import importance_sampling
-from vae.importance_weights import Evidence, draw_with_log_prob, standard_normal
+from vae.importance_weights import Evidence, draw_with_log_prob
 from vae.model import VAE
+from vae.noise import standard_normal
 
 ACTIVE_VARIANCE = 0.01
 """A unit u is active when Var_x E_q[u] exceeds this (Burda et al. 2016, arXiv:1509.00519)."""

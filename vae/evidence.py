@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,17 +23,20 @@ from torch.distributions import Distribution
 from vae.annealing import Bounds, annealed_importance_sampling, bidirectional
 from vae.importance_weights import (
     Evidence,
-    Generators,
     WeightStream,
     draw_with_log_prob,
     joined,
-    noise_blocks,
-    seeded_sample,
-    standard_normal,
 )
 from vae.limits import KHAT_LIMIT
 from vae.memory import keep_freed_memory, samples_at_once
 from vae.model import VAE
+from vae.noise import (
+    Generators,
+    block_by_block,
+    noise_blocks,
+    normal_blocks,
+    seeded_sample,
+)
 from vae.posteriors import CholeskyNormal
 from vae.proposals import make_proposal
 
@@ -134,7 +138,7 @@ class _Source:
     def noise(self, count: int) -> Tensor:
         shape = (count, *self.q.batch_shape, *self.q.event_shape)
         like = next(self.model.parameters())
-        return standard_normal(shape, like=like, generator=self.generator)
+        return normal_blocks(shape, like=like, generator=self.generator)
 
     def weigh(self, eps: Tensor) -> tuple[Tensor, Tensor]:
         """log w and log p(x|z), each (C, B), of noise (C, B, d)."""
@@ -196,8 +200,9 @@ def prior_monte_carlo(
             return log_px_z, log_px_z
 
         stream = _new_stream(model, num_samples, x)
-        blocks = noise_blocks(draw, num_samples, _chunk_size(x, chunk_size))
-        for log_w, log_px_z in joined(map(weigh, blocks)):
+        chunk = _chunk_size(x, chunk_size)
+        latents = noise_blocks(partial(block_by_block, draw), num_samples, chunk)
+        for log_w, log_px_z in joined(map(weigh, latents)):
             stream.add(log_w, log_px_z)
     return stream.evidence().map(torch.clone)
 

@@ -1,15 +1,13 @@
 """From importance weights to evidence: streamed sums, effective sample size, Pareto tail.
 
 Every estimator of log p(x) here ends in K weights for each of B examples with mean p(x). This file
-turns them into an `Evidence`, and draws latents so that the same generator gives the same noise
-however the samples are cut into chunks.
+turns them into an `Evidence`.
 
 Shapes: B examples, K samples, C samples in a chunk, M weights in the tail, d latent values. Nats.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -22,14 +20,8 @@ from vae.limits import KHAT_LIMIT
 from vae.pareto import pareto_shape, pareto_unit
 from vae.posteriors import Reparameterized
 
-NOISE_BLOCK = 64
-"""Samples of each example whose noise is drawn at a time, whatever the chunk size."""
-
 JOINED_SAMPLES = 256
 """Samples of each example that are taken into the sums at a time, at least."""
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
-"""Where noise comes from: one source, one for each example, or torch's default one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,28 +208,6 @@ def pareto_khat(tail: Tensor, resolution: float) -> Tensor:
     return torch.where(log_w.isnan().any(-1), math.nan, khat)
 
 
-def noise_blocks(
-    draw: Callable[[int], Tensor], num_samples: int, chunk_size: int
-) -> Iterator[Tensor]:
-    """Yield num_samples draws in chunks of at most chunk_size, the same draws for any chunk size.
-
-    How torch fills a tensor with random numbers depends on its size, so `draw` is always asked for
-    NOISE_BLOCK samples, and the blocks are cut and joined into chunks.
-    """
-    pending = draw(NOISE_BLOCK)
-    while num_samples > 0:
-        wanted = min(chunk_size, num_samples)
-        blocks = [pending]
-        held = pending.shape[0]
-        while held < wanted:
-            blocks.append(draw(NOISE_BLOCK))
-            held += NOISE_BLOCK
-        joined = torch.cat(blocks) if len(blocks) > 1 else pending
-        yield joined[:wanted]
-        pending = joined[wanted:]
-        num_samples -= wanted
-
-
 def joined(weights: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield what comes, pairs of (C, B), joined to a few hundred samples at a time.
 
@@ -285,50 +255,3 @@ def draw_with_log_prob(q: Distribution, eps: Tensor) -> tuple[Tensor, Tensor]:
             f"the posterior {type(q).__name__} can't be drawn from given noise; it needs from_noise"
         )
     return z, q.log_prob(z)
-
-
-def standard_normal(shape: tuple[int, ...], *, like: Tensor, generator: Generators) -> Tensor:
-    """Noise with `like`'s dtype and device, drawn on the generator's own device.
-
-    With a generator for each example, shape is (C, B, *rest) and an example's noise does not
-    depend on those beside it.
-    """
-    if isinstance(generator, Sequence):
-        alone = (shape[0], *shape[2:])
-        drawn = [standard_normal(alone, like=like, generator=own) for own in generator]
-        return torch.stack(drawn, dim=1)
-    device = like.device if generator is None else generator.device
-    return torch.randn(shape, dtype=like.dtype, device=device, generator=generator).to(like.device)
-
-
-def example_generators(x: Tensor, seed: int) -> list[torch.Generator]:
-    """A source of noise for each example of x (B, *data_shape), from its values and the seed.
-
-    An example scored with its own gets the same estimate, but for rounding, wherever and beside
-    whatever it is scored. On the CPU.
-    """
-    rows = x.detach().cpu().double().flatten(1).contiguous().numpy()
-    key = seed.to_bytes(8, "little")
-    digests = (hashlib.blake2b(row.data, digest_size=8, key=key).digest() for row in rows)
-    return [torch.Generator().manual_seed(int.from_bytes(d, "little") >> 1) for d in digests]
-
-
-def seeded_sample(
-    distribution: Distribution,
-    shape: tuple[int, ...],
-    *,
-    device: torch.device,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """A draw from any distribution that depends on the generator only.
-
-    torch's distributions take no generator, so the default one is seeded from it for the draw and
-    then put back.
-    """
-    if generator is None:
-        return distribution.sample(shape)
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        return distribution.sample(shape)

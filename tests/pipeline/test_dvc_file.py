@@ -32,7 +32,8 @@ CARRIERS |= {"vae/files.py", "vae/memory.py"}
 # of the sweep is no reason to train again.
 DRAWING = {f"pipeline/{name}.py" for name in ("figures", "plots")}
 ESTIMATING = {f"vae/{name}.py" for name in ("annealing", "evidence", "factor_analysis")}
-ESTIMATING |= {"vae/importance_weights.py", "vae/limits.py", "vae/pareto.py", "vae/proposals.py"}
+ESTIMATING |= {f"vae/{name}.py" for name in ("importance_weights", "limits", "noise", "pareto")}
+ESTIMATING.add("vae/proposals.py")
 TRAINING = {f"vae/{name}.py" for name in ("checkpoint", "data", "objectives", "training")}
 TRAINING |= {"vae/optimizer.py", "vae/perceptron.py", "vae/ranks.py"}
 TRAINING |= {"vae/cuda_graphs.py", "vae/resampling.py", "vae/shared_sum.py"}

@@ -259,9 +259,9 @@ def test_uniform_noise_costs_eight_bits(grey):
 def test_batches_are_only_a_matter_of_memory(grey, monkeypatch):
     """Every example is scored once, in order, whatever the batch size."""
     _, model, test, _ = grey
-    monkeypatch.setattr(evaluate, "BATCH_VALUES", 16 * 7)
+    monkeypatch.setitem(evaluate.BATCH_VALUES, "cpu", 16 * 7)
     small = score_split(model, test, 1000, seed=1)
-    monkeypatch.setattr(evaluate, "BATCH_VALUES", 16 * 60)
+    monkeypatch.setitem(evaluate.BATCH_VALUES, "cpu", 16 * 60)
     large = score_split(model, test, 1000, seed=1)
     error = np.hypot(small.se, large.se)
     assert (np.abs(small.log_px - large.log_px) < 5 * error).all()

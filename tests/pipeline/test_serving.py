@@ -33,7 +33,7 @@ from tests.pipeline.servers import at_home, free_port, running
 from vae import VAE, VAEConfig, save
 from vae.checkpoint import file_hash, load
 from vae.evidence import importance_sampling
-from vae.importance_weights import example_generators
+from vae.noise import example_generators
 
 ROOT = Path(__file__).resolve().parents[2]
 

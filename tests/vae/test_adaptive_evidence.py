@@ -7,7 +7,7 @@ import torch
 
 from tests.vae.test_evidence import bits, random_model, small_vae
 from vae.evidence import STOP_ESS, STOP_KHAT, Evidence, importance_sampling
-from vae.importance_weights import example_generators
+from vae.noise import example_generators
 
 STOPS = [256, 512, 1024, 2048, 4096, 5000]
 

@@ -13,16 +13,9 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 
 from vae import VAE, FactorAnalysis, VAEConfig
 from vae.evidence import KHAT_LIMIT, importance_sampling, prior_monte_carlo
-from vae.importance_weights import (
-    NOISE_BLOCK,
-    WeightStream,
-    example_generators,
-    ladder_rungs,
-    pareto_khat,
-    standard_normal,
-    tail_length,
-)
+from vae.importance_weights import WeightStream, ladder_rungs, pareto_khat, tail_length
 from vae.likelihoods import LIKELIHOODS
+from vae.noise import NOISE_BLOCK, example_generators, standard_normal
 
 
 def normal(*shape, generator):
@@ -443,3 +436,43 @@ def test_noise_of_each_examples_own_makes_its_estimate_independent_of_the_batch(
     noise = standard_normal((4000, 2, 3), like=x, generator=example_generators(x[:2], 7)).numpy()
     assert abs(np.corrcoef(noise.reshape(-1, 2, 3)[:, 0].ravel(), noise[:, 1].ravel())[0, 1]) < 0.04
     assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("d", [1, 3])
+def test_noise_of_several_blocks_is_that_of_as_many_draws_on_any_number_of_threads(dtype, d):
+    # What `noise_blocks` relies on, so that the chunk size and the machine don't change a score.
+    like = torch.empty(0, dtype=dtype)
+
+    def draws(blocks, threads):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        generators = [torch.Generator().manual_seed(seed) for seed in range(5)]
+        shape = (blocks * NOISE_BLOCK, 5, d)
+        times = 6 // blocks
+        parts = [standard_normal(shape, like=like, generator=generators) for _ in range(times)]
+        torch.set_num_threads(before)
+        return torch.cat(parts)
+
+    expected = draws(blocks=1, threads=1)
+    for blocks, threads in ((2, 1), (6, 1), (1, 2), (3, 2), (6, 7)):
+        assert torch.equal(draws(blocks, threads), expected)
+    for row, one in enumerate(expected.unbind(1)):
+        alone = torch.Generator().manual_seed(row)
+        assert torch.equal(torch.randn(6 * NOISE_BLOCK, d, dtype=dtype, generator=alone), one)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_chunk_size_changes_no_estimate(own):
+    model = small_vae()
+    x = torch.rand(5, *model.config.data_shape, generator=torch.Generator().manual_seed(1)).round()
+
+    def estimate(chunk_size):
+        source = example_generators(x, 7) if own else torch.Generator().manual_seed(7)
+        return importance_sampling(model, x, 500, generator=source, chunk_size=chunk_size)
+
+    expected = estimate(NOISE_BLOCK)
+    for chunk_size in (1, 7, 100, 500, 5000):
+        found = estimate(chunk_size)
+        torch.testing.assert_close(found.log_px, expected.log_px, rtol=1e-6, atol=0)
+        torch.testing.assert_close(found.ladder[10], expected.ladder[10], rtol=1e-6, atol=0)

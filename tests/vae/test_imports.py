@@ -31,6 +31,7 @@ ORDER = [
     "objectives",
     "factor_analysis",
     "pareto",
+    "noise",
     "importance_weights",
     "annealing",
     "optimizer",

@@ -1,0 +1,139 @@
+"""Noise for Monte-Carlo estimates: the same for a seed, whatever is computed beside it.
+
+How torch fills a tensor with random numbers depends on its size, so an estimate's noise is drawn
+in blocks of one size, and an example's noise may come from a generator of its own.
+
+Shapes: B examples, C samples in a chunk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+NOISE_BLOCK = 64
+"""Samples of each example whose noise is drawn at a time, whatever the chunk size."""
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+"""Where noise comes from: one source, one for each example, or torch's default one."""
+
+
+def noise_blocks(
+    draw: Callable[[int], Tensor], num_samples: int, chunk_size: int
+) -> Iterator[Tensor]:
+    """Yield num_samples draws in chunks of at most chunk_size, the same draws for any chunk size.
+
+    `draw` is asked for whole blocks of NOISE_BLOCK samples, which are cut and joined into chunks;
+    of several blocks it must give what as many draws of one would.
+    """
+    pending = draw(NOISE_BLOCK)
+    while num_samples > 0:
+        wanted = min(chunk_size, num_samples)
+        missing = math.ceil((wanted - pending.shape[0]) / NOISE_BLOCK)
+        if missing > 0:
+            pending = torch.cat([pending, draw(missing * NOISE_BLOCK)])
+        yield pending[:wanted]
+        pending = pending[wanted:]
+        num_samples -= wanted
+
+
+def block_by_block(draw: Callable[[int], Tensor], count: int) -> Tensor:
+    """`count` samples from `draw`, NOISE_BLOCK at a time."""
+    return torch.cat([draw(NOISE_BLOCK) for _ in range(count // NOISE_BLOCK)])
+
+
+def normal_blocks(shape: tuple[int, ...], *, like: Tensor, generator: Generators) -> Tensor:
+    """`standard_normal` for `noise_blocks`; shape[0] is a multiple of NOISE_BLOCK."""
+    sources = generator if isinstance(generator, Sequence) else [generator or like]
+    if all(source.device.type == "cpu" for source in sources):
+        # torch makes normal numbers 16 at a time there, so one draw is what several would be
+        return standard_normal(shape, like=like, generator=generator)
+
+    def draw(count: int) -> Tensor:
+        return standard_normal((count, *shape[1:]), like=like, generator=generator)
+
+    return block_by_block(draw, shape[0])
+
+
+def standard_normal(shape: tuple[int, ...], *, like: Tensor, generator: Generators) -> Tensor:
+    """Noise with `like`'s dtype and device, drawn on the generator's own device.
+
+    With a generator for each example, shape is (C, B, *rest) and an example's noise does not
+    depend on those beside it.
+    """
+    if isinstance(generator, Sequence):
+        return _side_by_side(shape, like, generator)
+    device = like.device if generator is None else generator.device
+    return torch.randn(shape, dtype=like.dtype, device=device, generator=generator).to(like.device)
+
+
+def _side_by_side(
+    shape: tuple[int, ...], like: Tensor, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """Each example's noise from its generator, several examples at a time; shape (C, B, *rest).
+
+    A generator fills a tensor on one core only, and a GPU would wait for it longest of all.
+    """
+    threads = torch.get_num_threads()
+    share = math.ceil(len(generators) / threads)
+    parts = [generators[start : start + share] for start in range(0, len(generators), share)]
+    draw = partial(_drawn, shape=(shape[0], *shape[2:]), dtype=like.dtype)
+    drawn = [eps for part in _pool(os.getpid(), threads).map(draw, parts) for eps in part]
+    if like.is_cuda and drawn[0].is_cpu:
+        held = torch.empty((len(drawn), *drawn[0].shape), dtype=like.dtype, pin_memory=True)
+        sent = torch.stack(drawn, out=held).to(like.device, non_blocking=True)
+        return sent.transpose(0, 1).contiguous()
+    return torch.stack(drawn, dim=1).to(like.device)
+
+
+def _drawn(
+    generators: Sequence[torch.Generator], shape: tuple[int, ...], dtype: torch.dtype
+) -> list[Tensor]:
+    return [torch.randn(shape, dtype=dtype, device=g.device, generator=g) for g in generators]
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """This process's threads for `_side_by_side`; a forked process has none of its parent's."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="noise")
+
+
+def example_generators(x: Tensor, seed: int) -> list[torch.Generator]:
+    """A source of noise for each example of x (B, *data_shape), from its values and the seed.
+
+    An example scored with its own gets the same estimate, but for rounding, wherever and beside
+    whatever it is scored. On the CPU.
+    """
+    rows = x.detach().cpu().double().flatten(1).contiguous().numpy()
+    key = seed.to_bytes(8, "little")
+    digests = (hashlib.blake2b(row.data, digest_size=8, key=key).digest() for row in rows)
+    return [torch.Generator().manual_seed(int.from_bytes(d, "little") >> 1) for d in digests]
+
+
+def seeded_sample(
+    distribution: Distribution,
+    shape: tuple[int, ...],
+    *,
+    device: torch.device,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """A draw from any distribution that depends on the generator only.
+
+    torch's distributions take no generator, so the default one is seeded from it for the draw and
+    then put back.
+    """
+    if generator is None:
+        return distribution.sample(shape)
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        return distribution.sample(shape)
