@@ -3,8 +3,9 @@
     python -m bench.gpu --mnist <folder>
 
 The contenders of bench/peers.py and our own, in turn in one process, the same network, in fp32
-unless said; needs the peers (bench/requirements.txt) in our environment. Prints the tables as
-Markdown. Each training's first epoch warms up and is not counted; figures are medians of the turns.
+unless said; ours in Ray Train too, as the stage that users run, in processes of its own. Needs the
+peers (bench/requirements.txt) in our environment. Prints the tables as Markdown. Each training's
+first epoch warms up and is not counted; figures are medians of the turns.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 from torchvision.datasets import MNIST
 
 from bench.network import TABLE_1, arrays_of
+from bench.ours import project, train_stage
 from bench.peers import EVIDENCE, TRAIN
 from pipeline.worker import build_model
 from vae import VAE
@@ -31,6 +33,8 @@ from vae.objectives import Objective
 from vae.training import Trainer, TrainingConfig, TrainingState
 
 BATCHES = (128, 512, 2048)
+STAGE = "ours, in Ray Train"
+STAGE_EPOCHS = {128: 40, 512: 120, 2048: 240}  # some seconds each, so that reports are in the time
 EPOCHS = {"ours": 4, "ours, no graphs": 2, "pythae": 2, "lightning": 2, "bare": 3, "products": 2}
 SAMPLES = 5000
 IMAGES = {"ours": 2000, "ours, bf16": 2000, "pythae": 100, "bare": 500, "products": 2000}
@@ -43,8 +47,10 @@ def new_trainer(grey: Tensor, **config: Any) -> Trainer:
     return Trainer(model, data, TrainingConfig(**config), Objective(), TrainingState())
 
 
-def train(name: str, grey: Tensor, batch: int) -> float:
+def train(name: str, grey: Tensor, batch: int, stage: Path) -> float:
     """Images a second."""
+    if name == STAGE:
+        return train_stage(stage, batch=batch, epochs=STAGE_EPOCHS[batch])["images_per_s_mean"]
     if name.startswith("ours"):
         trainer = new_trainer(grey, batch_size=batch)
         if name == "ours, no graphs":
@@ -83,22 +89,24 @@ def table(names: list[str], rows: dict[str, dict[str, float]]) -> None:
     print("|" + "---|" * (len(names) + 3))
     for label, found in rows.items():
         cells = [f"{found[name]:,.0f}" for name in names]
-        cells += [f"{found['ours'] / found[name]:.2f}" for name in ("pythae", "bare")]
+        cells += [f"{found[names[0]] / found[name]:.2f}" for name in ("pythae", "bare")]
         print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
 
 
-def compare_training(grey: Tensor, repetitions: int) -> None:
-    rates = {str(batch): {name: [] for name in EPOCHS} for batch in BATCHES}
-    for _ in range(repetitions):
-        for batch in BATCHES:
-            for name in EPOCHS:
-                rates[str(batch)][name].append(train(name, grey, batch))
+def compare_training(grey: Tensor, repetitions: int, mnist: Path) -> None:
+    names = [STAGE, *EPOCHS]
+    rates = {str(batch): {name: [] for name in names} for batch in BATCHES}
+    with project(mnist, threads=2) as stage:
+        for _ in range(repetitions):
+            for batch in BATCHES:
+                for name in names:
+                    rates[str(batch)][name].append(train(name, grey, batch, stage))
     rows = {
         batch: {name: statistics.median(values) for name, values in found.items()}
         for batch, found in rates.items()
     }
     print("\nTraining, images a second, by batch size:")
-    table(list(EPOCHS), rows)
+    table(names, rows)
 
 
 def compare_evidence(grey: Tensor, test: Tensor, repetitions: int) -> None:
@@ -145,7 +153,7 @@ def main() -> None:
     )
 
     if given.only != "evidence":
-        compare_training(grey, given.repetitions)
+        compare_training(grey, given.repetitions, given.mnist)
     if given.only != "training":
         compare_evidence(grey, test, given.repetitions)
 

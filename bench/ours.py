@@ -20,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +36,14 @@ from vae.evidence import importance_sampling
 REPOSITORY = Path(__file__).parents[1]
 
 
-def train(root: Path, *, batch: int, epochs: int, threads: int) -> dict[str, Any]:
-    """Images a second from the end of one epoch to the end of the next, all reporting included."""
+@contextmanager
+def project(root: Path, *, threads: int) -> Iterator[Path]:
+    """A project of its own over the MNIST of `root`, ready for `train_stage`."""
     with tempfile.TemporaryDirectory() as name:
-        project = Path(name)
+        folder = Path(name)
         for part in ("vae", "pipeline"):
-            shutil.copytree(REPOSITORY / part, project / part)
-        shutil.copy(REPOSITORY / "dvc.yaml", project)
+            shutil.copytree(REPOSITORY / part, folder / part)
+        shutil.copy(REPOSITORY / "dvc.yaml", folder)
         params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
         params["data"] |= {
             "source": "torchvision:MNIST",
@@ -49,28 +52,42 @@ def train(root: Path, *, batch: int, epochs: int, threads: int) -> dict[str, Any
             "valid_fraction": 0.002,
         }
         params["model"] |= {"latent_dim": 50, "likelihood": "bernoulli", "hidden": [200, 200]}
-        params["training"] |= {"epochs": epochs, "batch_size": batch, "patience": None}
-        params["scaling"] |= {"num_workers": 1, "threads_per_worker": threads}
-        (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-        start = time.perf_counter()
-        stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
-        for stage in ("prepare", "selfcheck", "sweep", "train"):
-            command = [sys.executable, *shlex.split(stages[stage]["cmd"])[1:]]
-            environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-            done = subprocess.run(
-                command, cwd=project, env=environment, capture_output=True, text=True
-            )
-            if done.returncode:
-                raise SystemExit(f"{stage} failed:\n{done.stdout}{done.stderr}")
-        seconds = time.perf_counter() - start
-        history = pd.read_csv(project / "reports/train/history.csv")
-        counts = json.loads((project / "data/prepared/meta.json").read_text())["counts"]
+        params["scaling"] |= {
+            "num_workers": 1,
+            "threads_per_worker": threads,
+            "use_gpu": torch.cuda.is_available(),
+        }
+        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        for stage in ("prepare", "selfcheck", "sweep"):
+            run_stage(folder, stage)
+        yield folder
+
+
+def run_stage(folder: Path, stage: str) -> None:
+    stages = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
+    command = [sys.executable, *shlex.split(stages[stage]["cmd"])[1:]]
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{stage} failed:\n{done.stdout}{done.stderr}")
+
+
+def train_stage(folder: Path, *, batch: int, epochs: int) -> dict[str, Any]:
+    """Images a second from the end of one epoch to the end of the next, all reporting included."""
+    file = folder / "params.yaml"
+    params = yaml.safe_load(file.read_text())
+    training = params["training"]
+    training |= {"epochs": epochs, "batch_size": batch, "patience": None}
+    training["seed"] += 1  # a finished run of the same parameters would be taken as it is
+    file.write_text(yaml.safe_dump(params, sort_keys=False))
+    run_stage(folder, "train")
+    history = pd.read_csv(folder / "reports/train/history.csv")
+    count = json.loads((folder / "data/prepared/meta.json").read_text())["counts"]["train"]
     between = history["time"].diff().dropna()
     return {
-        "images_per_s": counts["train"] / statistics.median(between),
-        "images_per_s_mean": counts["train"] / statistics.mean(between),
+        "images_per_s": count / statistics.median(between),
+        "images_per_s_mean": count / statistics.mean(between),
         "images_per_s_in_steps": statistics.median(history["images_per_s"][1:]),
-        "seconds_of_all_stages": seconds,
     }
 
 
@@ -102,7 +119,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.task == "train":
-        result = train(given.data, batch=given.batch, epochs=given.epochs, threads=given.threads)
+        with project(given.data, threads=given.threads) as folder:
+            result = train_stage(folder, batch=given.batch, epochs=given.epochs)
     else:
         result = evidence(
             given.data,
