@@ -156,15 +156,9 @@ class TrainingModule(nn.Module):
         likelihoods that dequantise; beta, this epoch's weight of the KL (`beta_at`), by default
         the objective's; v (B,), uniform on [0, 1), by which `backward_samples` are drawn.
         """
-        expected = (self.objective.num_samples, len(x), self.model.noise_dim)
-        if tuple(eps.shape) != expected:
-            raise ValueError(f"eps: expected shape (K, B, L) = {expected}, got {tuple(eps.shape)}")
+        self._check_noise(x, eps)
         beta = self.objective.beta if beta is None else beta
         by_hand = torch.is_grad_enabled() and not (x.requires_grad or eps.requires_grad)
-        if by_hand and self._is_plain_elbo(x) and perceptron.knows(self.model):
-            log_px_z, kl = perceptron.log_px_z_and_kl(self.model, x, eps)
-            bound = log_px_z.mean(0) - beta * kl
-            return ObjectiveTerms(bound, bound.detach(), log_px_z.detach().mean(0), kl.detach())
         decoder_by_hand = by_hand and perceptron.knows_decoder(self.model)
         step = _Step(
             log_px_z=lambda z: (
@@ -188,13 +182,31 @@ class TrainingModule(nn.Module):
             surrogate, *values = ESTIMATORS[self.objective.name](step)
         return ObjectiveTerms(surrogate, *(value.detach() for value in values))
 
-    def _is_plain_elbo(self, x: Tensor) -> bool:
-        """An ELBO without free bits, of so few samples that taking them in parts gains nothing."""
+    def goes_by_hand(self, x: Tensor) -> bool:
+        """Whether `by_hand` may take the place of forward and backward pass for x.
+
+        It may for an ELBO without free bits, of so few samples that taking them in parts gains
+        nothing, and a model that `perceptron` knows.
+        """
         return (
             self.objective.name == "elbo"
             and not self.objective.free_bits
             and self.objective.num_samples * x.numel() <= perceptron.CACHED_VALUES
+            and perceptron.knows(self.model)
         )
+
+    def by_hand(self, x: Tensor, eps: Tensor, beta: float, scale: float) -> ObjectiveTerms:
+        """The same terms, and in each parameter's `.grad` that of -scale Σ surrogate."""
+        self._check_noise(x, eps)
+        log_px_z, kl = perceptron.elbo_and_gradient(self.model, x, eps, beta=beta, scale=scale)
+        log_px_z = log_px_z.mean(0)
+        bound = log_px_z - beta * kl
+        return ObjectiveTerms(bound, bound, log_px_z, kl)
+
+    def _check_noise(self, x: Tensor, eps: Tensor) -> None:
+        expected = (self.objective.num_samples, len(x), self.model.noise_dim)
+        if tuple(eps.shape) != expected:
+            raise ValueError(f"eps: expected shape (K, B, L) = {expected}, got {tuple(eps.shape)}")
 
 
 @dataclass(frozen=True, kw_only=True)

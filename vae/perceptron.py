@@ -2,9 +2,9 @@
 
 `VAE` and autograd come to the same numbers, to rounding, in operations that each have a node and a
 buffer of their own: at a batch of 128 they cost a CPU as much as the matrix products, and with many
-samples they are passes over more than a cache holds. Here the whole evidence lower bound is one
-node, or, for other objectives, posteriors and priors, the decoder with log p(x|z). Training takes
-these ways where they apply; nothing else knows of them.
+samples they are passes over more than a cache holds. Here the whole evidence lower bound goes
+without autograd, and for other objectives, posteriors and priors the decoder with log p(x|z) is one
+node of it. Training takes these ways where they apply; nothing else knows of them.
 
 Shapes: B batch, K samples, L latent values, D data values. Nats.
 """
@@ -46,11 +46,14 @@ ACTIVATIONS = {
 METHODS = {"posterior", "prior", "likelihood", "log_px_z"}  # that one model may have replaced
 CACHED_VALUES = 2**22  # of log p(x|z)'s K B D values, that are taken at a time
 
-Layer = tuple[Tensor, Tensor]  # weight (outputs, inputs), bias (outputs,)
+
+class Layer(NamedTuple):
+    weight: Tensor  # (outputs, inputs)
+    bias: Tensor  # (outputs,)
 
 
 def knows(model: VAE) -> bool:
-    """Whether `log_px_z_and_kl` may take this model apart: `knows_decoder`, and all else too."""
+    """Whether `elbo_and_gradient` may take this model apart: `knows_decoder`, and all else too."""
     return (
         type(model.posterior_family) is DiagonalPosterior
         and type(model.prior_family) is NormalPrior
@@ -106,23 +109,49 @@ def is_hooked(module: nn.Module) -> bool:
     )
 
 
-def log_px_z_and_kl(model: VAE, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """log p(x|z), (K, B), and the closed-form KL(q(z|x)‖p(z)), (B,), differentiable once.
+@torch.no_grad()
+def elbo_and_gradient(
+    model: VAE, x: Tensor, eps: Tensor, *, beta: float, scale: float
+) -> tuple[Tensor, Tensor]:
+    """log p(x|z), (K, B), and the closed-form KL(q(z|x)‖p(z)), (B,).
 
-    x: (B, *data_shape), 0 or 1; eps: (K, B, L), standard normal. The gradient is that of the
-    parameters alone. Kingma and Welling (2014), appendix B and C. Raises ValueError for x of
-    another shape.
+    Leaves in each parameter's `.grad` the gradient of -scale Σ_B ((1/K) Σ_K log p(x|z) - beta KL).
+    x: (B, *data_shape), 0 or 1; eps: (K, B, L), standard normal. Kingma and Welling (2014),
+    appendix B and C. Raises ValueError for x of another shape.
     """
     model.check_data(x)
     encoder, decoder = _layers(model.encoder), _layers(model.decoder)
-    return _Terms.apply(
-        x.to(model.dtype).flatten(1),
-        eps,
-        model.data_loc.flatten(),
-        ACTIVATIONS[model.config.activation],
-        len(encoder),
-        *(parameter for layer in encoder + decoder for parameter in layer),
-    )
+    activation = ACTIVATIONS[model.config.activation]
+    x, centre = x.to(model.dtype).flatten(1), model.data_loc.flatten()
+    # (x - centre) Wᵀ + b without a pass over x
+    weight, bias = encoder[0]
+    centred = [(weight, torch.addmv(bias, weight, centre, alpha=-1)), *encoder[1:]]
+
+    *read, moments = _run(centred, x, activation)
+    loc, raw = moments.chunk(2, -1)
+    bounded = torch.tanh(raw / LOG_SCALE_BOUND)
+    log_std = bounded * LOG_SCALE_BOUND
+    std = log_std.exp()
+    variance_less_1 = std.square() - 1
+    kl = (0.5 * (loc.square() + variance_less_1) - log_std).sum(-1)
+    z = torch.addcmul(loc, std, eps)
+    log_px_z, residual, written = _decode(decoder, x, z, activation)
+
+    to_logits = residual.mul_(-scale / len(eps)).flatten(0, 1)
+    to_decoder, to_first = _run_back(_weights(decoder), written, to_logits, activation)
+    to_z = torch.mm(to_first, decoder[0].weight).view(eps.shape)
+    to_loc = torch.add(to_z.sum(0), loc, alpha=scale * beta)
+    to_log_std = (to_z * eps).sum(0).mul_(std).add_(variance_less_1, alpha=scale * beta)
+    to_raw = torch.ops.aten.tanh_backward(to_log_std, bounded)
+    to_moments = torch.cat([to_loc, to_raw], -1)
+    to_encoder, _ = _run_back(_weights(encoder), read, to_moments, activation)
+    to_encoder[0].addr_(to_encoder[1], centre, alpha=-1)
+
+    parameters = (parameter for layer in encoder + decoder for parameter in layer)
+    for parameter, gradient in zip(parameters, to_encoder + to_decoder, strict=True):
+        if parameter.requires_grad:
+            parameter.grad = gradient
+    return log_px_z, kl
 
 
 def log_px_z(model: VAE, x: Tensor, z: Tensor) -> Tensor:
@@ -141,63 +170,13 @@ def log_px_z(model: VAE, x: Tensor, z: Tensor) -> Tensor:
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def _layers(network: nn.Module) -> list[Layer]:
-    modules = network.modules()
-    return [(layer.weight, layer.bias) for layer in modules if isinstance(layer, nn.Linear)]
+def _layers(network: Encoder | Decoder) -> list[Layer]:
+    layers = [*list(network.body)[::2], network.output]  # of a network that `_is_plain`
+    return [Layer(layer.weight, layer.bias) for layer in layers]
 
 
-class _Terms(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        eps: Tensor,
-        centre: Tensor,
-        activation: Activation,
-        depth: int,
-        *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        layers = list(zip(parameters[::2], parameters[1::2], strict=True))
-        encoder, decoder = layers[:depth], layers[depth:]
-        # (x - centre) Wᵀ + b without a pass over x
-        weight, bias = encoder[0]
-        centred = [(weight, torch.addmv(bias, weight, centre, alpha=-1)), *encoder[1:]]
-
-        *read, moments = _run(centred, x, activation)
-        loc, raw = moments.chunk(2, -1)
-        bounded = torch.tanh(raw / LOG_SCALE_BOUND)
-        log_scale = bounded * LOG_SCALE_BOUND
-        scale = log_scale.exp()
-        kl = (0.5 * (loc.square() + scale.square() - 1) - log_scale).sum(-1)
-        z = torch.addcmul(loc, scale, eps)
-
-        log_px_z, residual, written = _decode(decoder, x, z, activation)
-
-        ctx.activation, ctx.depth = activation, depth
-        weights = parameters[::2]
-        ctx.save_for_backward(eps, centre, loc, bounded, scale, residual, *weights, *read, *written)
-        return log_px_z, kl
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *gradients: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        to_log_px_z, to_kl = gradients
-        eps, centre, loc, bounded, scale, residual, *rest = ctx.saved_tensors
-        weights, inputs = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-        depth, activation = ctx.depth, ctx.activation
-
-        decoder = _decode_back(weights[depth:], inputs[depth:], residual, to_log_px_z, activation)
-        to_z = torch.mm(decoder.to_first, weights[depth]).view(eps.shape)
-        to_kl = to_kl.unsqueeze(-1)
-        to_loc = torch.addcmul(to_z.sum(0), to_kl, loc)
-        to_log_scale = (to_z * eps).sum(0).mul_(scale).addcmul_(to_kl, scale.square() - 1)
-        to_raw = ACTIVATIONS["tanh"].backward(to_log_scale, bounded)
-        to_moments = torch.cat([to_loc, to_raw], -1)
-        encoder = _run_back(weights[:depth], inputs[:depth], to_moments, activation)
-        encoder.to_parameters[0].addr_(encoder.to_parameters[1], centre, alpha=-1)
-        return (None,) * 5 + (*encoder.to_parameters, *decoder.to_parameters)
+def _weights(layers: Sequence[Layer]) -> list[Tensor]:
+    return [layer.weight for layer in layers]
 
 
 class _LogPxZ(torch.autograd.Function):
@@ -205,7 +184,7 @@ class _LogPxZ(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, z: Tensor, activation: Activation, *parameters: Tensor
     ) -> Tensor:
-        layers = list(zip(parameters[::2], parameters[1::2], strict=True))
+        layers = list(map(Layer, parameters[::2], parameters[1::2]))
         log_px_z, residual, inputs = _decode(layers, x, z, activation)
         ctx.activation, ctx.shape = activation, z.shape
         ctx.save_for_backward(residual, *parameters[::2], *inputs)
@@ -218,11 +197,13 @@ class _LogPxZ(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         residual, *rest = ctx.saved_tensors
         weights, inputs = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-        found = _decode_back(weights, inputs, residual, gradients[0], ctx.activation)
+        # Overwrites the residual: nothing is larger, and nothing else reads it.
+        to_logits = residual.mul_(gradients[0].unsqueeze(-1)).flatten(0, 1)
+        to_parameters, to_first = _run_back(weights, inputs, to_logits, ctx.activation)
         to_z = None
         if ctx.needs_input_grad[1]:
-            to_z = torch.mm(found.to_first, weights[0]).view(ctx.shape)
-        return (None, to_z, None, *found.to_parameters)
+            to_z = torch.mm(to_first, weights[0]).view(ctx.shape)
+        return (None, to_z, None, *to_parameters)
 
 
 def _decode(
@@ -236,18 +217,6 @@ def _decode(
     return log_px_z, torch.sub(x, residual, out=residual), inputs
 
 
-def _decode_back(
-    weights: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    residual: Tensor,
-    to_log_px_z: Tensor,
-    activation: Activation,
-) -> _Gradients:
-    """Overwrites `residual`: nothing is larger, and nothing else reads it."""
-    to_logits = residual.mul_(to_log_px_z.unsqueeze(-1)).flatten(0, 1)
-    return _run_back(weights, inputs, to_logits, activation)
-
-
 def _run(layers: Sequence[Layer], x: Tensor, activation: Activation) -> list[Tensor]:
     """What each layer reads, and what the last one puts out."""
     values = [x]
@@ -258,18 +227,15 @@ def _run(layers: Sequence[Layer], x: Tensor, activation: Activation) -> list[Ten
     return values
 
 
-class _Gradients(NamedTuple):
-    to_parameters: list[Tensor]  # of each layer weight, bias
-    to_first: Tensor  # what the first layer puts out
-
-
 def _run_back(
     weights: Sequence[Tensor], inputs: Sequence[Tensor], gradient: Tensor, activation: Activation
-) -> _Gradients:
-    """From the gradient of what the last layer puts out to those of all parameters."""
+) -> tuple[list[Tensor], Tensor]:
+    """From the gradient of what the last layer puts out to those of each layer's weight and bias,
+    and to that of what the first layer puts out.
+    """
     found: list[Tensor] = []
     for place in reversed(range(len(weights))):
         found = [torch.mm(gradient.t(), inputs[place]), gradient.sum(0), *found]
         if place:
             gradient = activation.backward(torch.mm(gradient, weights[place]), inputs[place])
-    return _Gradients(found, gradient)
+    return found, gradient

@@ -305,14 +305,18 @@ class Trainer:
         of several ranks on all or on none: by the sum of their losses, or with DDP, which sums no
         losses, by that of their gradients; and the sums of (count, log_px_z, kl, bound).
         """
-        terms = self.parallel(batch.x, batch.eps, batch.u, beta, batch.v)
         # DDP averages gradients over ranks: times world_size it is the sum over all examples.
         scale = self.world_size if self.uses_ddp else 1
         if self.objective.reduction == "mean":
             scale /= batch.global_size
-        loss = terms.surrogate.sum() * -scale
-        self.optimizer.zero_grad()
-        loss.backward()
+        if not self.uses_ddp and self.module.goes_by_hand(batch.x):
+            terms = self.module.by_hand(batch.x, batch.eps, float(beta), scale)
+            loss = terms.surrogate.sum() * -scale
+        else:
+            terms = self.parallel(batch.x, batch.eps, batch.u, beta, batch.v)
+            loss = terms.surrogate.sum() * -scale
+            self.optimizer.zero_grad()
+            loss.backward()
         loss = loss.detach() if self.sum_gradients is None else self.sum_gradients(loss)
         clip, finite = self.config.gradient_clip, loss
         if clip is not None or self.uses_ddp:

@@ -5,8 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from vae import VAE, VAEConfig, perceptron
+from vae.data import Dataset
 from vae.objectives import ESTIMATORS, Objective, ObjectiveTerms, TrainingModule
 from vae.priors import NormalPrior
+from vae.training import TrainingConfig, fit
 
 CONFIG = {
     "data_shape": (1, 6, 6),
@@ -27,6 +29,18 @@ def model_of(dtype: torch.dtype, **changes) -> VAE:
     return model
 
 
+def data_and_noise(model: VAE, num_samples: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(2, (5, 1, 6, 6), generator=generator)
+    eps = torch.randn((num_samples, 5, model.noise_dim), generator=generator)
+    return x, eps.to(model.dtype)
+
+
+def gradients_of(module: TrainingModule) -> list[Tensor]:
+    gradients = [parameter.grad for parameter in module.parameters()]
+    return [gradient.clone() for gradient in gradients if gradient is not None]
+
+
 def terms_and_gradients(
     module: TrainingModule, x: Tensor, eps: Tensor
 ) -> tuple[ObjectiveTerms, list[Tensor]]:
@@ -34,20 +48,30 @@ def terms_and_gradients(
     module.zero_grad()
     terms = module(x, eps, None, 0.7)
     (terms.surrogate * torch.arange(1.0, 1 + len(x))).sum().backward()
-    gradients = [parameter.grad for parameter in module.parameters()]
-    return terms, [gradient.clone() for gradient in gradients if gradient is not None]
+    return terms, gradients_of(module)
 
 
-def both_ways(model: VAE, objective: Objective, monkeypatch: pytest.MonkeyPatch):
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randint(2, (5, 1, 6, 6), generator=generator)
-    shape = (objective.num_samples, 5, model.noise_dim)
-    eps = torch.randn(shape, generator=generator).to(model.dtype)
+def decoder_both_ways(model: VAE, objective: Objective, monkeypatch: pytest.MonkeyPatch):
+    x, eps = data_and_noise(model, objective.num_samples)
     module = TrainingModule(model, objective)
     found = terms_and_gradients(module, x, eps)
-    monkeypatch.setattr(perceptron, "knows", lambda model: False)
     monkeypatch.setattr(perceptron, "knows_decoder", lambda model: False)
     return found, terms_and_gradients(module, x, eps)
+
+
+def elbo_both_ways(model: VAE, num_samples: int, monkeypatch: pytest.MonkeyPatch):
+    """By hand and by autograd, for the whole batch and for each example alone."""
+    x, eps = data_and_noise(model, num_samples)
+    module = TrainingModule(model, Objective(num_samples=num_samples))
+    monkeypatch.setattr(perceptron, "knows_decoder", lambda model: False)
+    for own in (slice(None), *(slice(row, row + 1) for row in range(len(x)))):
+        module.zero_grad()
+        terms = module.by_hand(x[own], eps[:, own], 0.7, 0.25)
+        found = terms, gradients_of(module)
+        module.zero_grad()
+        expected = module(x[own], eps[:, own], None, 0.7)
+        (expected.surrogate.sum() * -0.25).backward()
+        yield found, (expected, gradients_of(module))
 
 
 @pytest.mark.parametrize("activation", perceptron.ACTIVATIONS)
@@ -56,10 +80,40 @@ def both_ways(model: VAE, objective: Objective, monkeypatch: pytest.MonkeyPatch)
 def test_terms_and_gradients_are_autograds(activation, hidden, num_samples, monkeypatch):
     model = model_of(torch.float64, activation=activation, hidden=hidden)
     assert perceptron.knows(model)
-    (terms, gradients), expected = both_ways(model, Objective(num_samples=num_samples), monkeypatch)
-    torch.testing.assert_close(terms, expected[0], rtol=1e-12, atol=0)
-    assert len(gradients) == len(list(model.parameters()))
-    torch.testing.assert_close(gradients, expected[1], rtol=1e-11, atol=1e-12)
+    for (terms, gradients), expected in elbo_both_ways(model, num_samples, monkeypatch):
+        torch.testing.assert_close(terms, expected[0], rtol=1e-12, atol=0)
+        assert len(gradients) == len(list(model.parameters()))
+        torch.testing.assert_close(gradients, expected[1], rtol=1e-11, atol=1e-12)
+
+
+def test_frozen_parameters_get_no_gradient():
+    model = model_of(torch.float64)
+    model.decoder.output.weight.requires_grad_(False)
+    x, eps = data_and_noise(model, 1)
+    TrainingModule(model, Objective()).by_hand(x, eps, 1.0, 1.0)
+    without = [name for name, value in model.named_parameters() if value.grad is None]
+    assert without == ["decoder.output.weight"]
+
+
+def test_training_takes_its_gradient_by_hand_and_ends_where_autograd_does(monkeypatch):
+    data = Dataset(
+        train=data_and_noise(model_of(torch.float32), 1)[0], valid=torch.ones(1, 1, 6, 6)
+    )
+    weights, by_hand = [], []
+    elbo_and_gradient = perceptron.elbo_and_gradient
+    monkeypatch.setattr(
+        perceptron,
+        "elbo_and_gradient",
+        lambda *args, **options: by_hand.append(1) or elbo_and_gradient(*args, **options),
+    )
+    for knows in (perceptron.knows, lambda model: False):
+        monkeypatch.setattr(perceptron, "knows", knows)
+        model = model_of(torch.float64)
+        config = TrainingConfig(epochs=3, batch_size=2, gradient_clip=5.0)
+        list(fit(model, data, config, objective=Objective(num_samples=2, beta=0.5)))
+        weights.append(list(model.parameters()))
+    assert len(by_hand) == 9
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-9, atol=1e-10)
 
 
 DECODERS = [{}, {"posterior": "full"}, {"prior": "vamp"}, {"latent_dim": (3, 2)}]
@@ -81,7 +135,7 @@ def test_of_decoders_too(changes, name, samples_at_once, monkeypatch):
     monkeypatch.setattr(
         perceptron, "knows_decoder", lambda model: asked.append(model) or knows_decoder(model)
     )
-    (terms, gradients), expected = both_ways(model, objective, monkeypatch)
+    (terms, gradients), expected = decoder_both_ways(model, objective, monkeypatch)
     assert asked
     assert knows_decoder(model)
     torch.testing.assert_close(terms, expected[0], rtol=1e-11, atol=0)
@@ -91,9 +145,9 @@ def test_of_decoders_too(changes, name, samples_at_once, monkeypatch):
 
 def test_float32_differs_by_rounding(monkeypatch):
     model = model_of(torch.float32)
-    (terms, gradients), expected = both_ways(model, Objective(num_samples=2), monkeypatch)
-    torch.testing.assert_close(terms, expected[0], rtol=2e-6, atol=0)
-    torch.testing.assert_close(gradients, expected[1], rtol=2e-5, atol=2e-5)
+    for (terms, gradients), expected in elbo_both_ways(model, 2, monkeypatch):
+        torch.testing.assert_close(terms, expected[0], rtol=2e-6, atol=0)
+        torch.testing.assert_close(gradients, expected[1], rtol=2e-5, atol=2e-5)
 
 
 def test_certain_and_wrong_pixels_keep_their_digits(monkeypatch):
@@ -101,10 +155,10 @@ def test_certain_and_wrong_pixels_keep_their_digits(monkeypatch):
     model = model_of(torch.float32)
     with torch.no_grad():
         model.decoder.output.bias.add_(40 * torch.randn(36))
-    (terms, gradients), expected = both_ways(model, Objective(), monkeypatch)
-    assert terms.log_px_z.max() < -300
-    torch.testing.assert_close(terms, expected[0], rtol=2e-6, atol=0)
-    torch.testing.assert_close(gradients, expected[1], rtol=2e-5, atol=1e-4)
+    for (terms, gradients), expected in elbo_both_ways(model, 1, monkeypatch):
+        assert terms.log_px_z.max() < -300
+        torch.testing.assert_close(terms, expected[0], rtol=2e-6, atol=0)
+        torch.testing.assert_close(gradients, expected[1], rtol=2e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -191,6 +245,7 @@ def test_hooks_are_called(part, register):
     model, calls = model_of(torch.float32), []
     handle = getattr(model.get_submodule(part), register)(lambda *args: calls.append(args) or None)
     module = TrainingModule(model, Objective())
+    assert not module.goes_by_hand(torch.ones(2, 1, 6, 6))
     x, eps = torch.ones(2, 1, 6, 6), torch.zeros(1, 2, 3)
     module(x, eps).surrogate.sum().backward()
     assert len(calls) == 1
@@ -217,8 +272,11 @@ def test_the_gradient_of_data_and_noise_is_autograds():
 @pytest.mark.parametrize("shape", [(5, 36), (5, 6, 6), (5, 6, 6, 1), (5, 1, 6, 5)])
 def test_data_of_another_shape_is_refused(shape):
     module = TrainingModule(model_of(torch.float32), Objective())
-    with pytest.raises(ValueError, match=r"x: expected shape \(B, 1, 6, 6\)"):
-        module(torch.ones(shape), torch.zeros(1, 5, 3))
+    for terms in (module, lambda x, eps: module.by_hand(x, eps, 1.0, 1.0)):
+        with pytest.raises(ValueError, match=r"x: expected shape \(B, 1, 6, 6\)"):
+            terms(torch.ones(shape), torch.zeros(1, 5, 3))
+        with pytest.raises(ValueError, match=r"eps: expected shape \(K, B, L\) = \(1, 5, 3\)"):
+            terms(torch.ones(5, 1, 6, 6), torch.zeros(2, 5, 3))
 
 
 def test_going_back_twice_is_refused():
