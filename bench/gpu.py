@@ -85,7 +85,7 @@ def estimate(name: str, model: VAE, x: Tensor) -> tuple[float, Tensor]:
 
 
 def table(names: list[str], rows: dict[str, dict[str, float]]) -> None:
-    print("\n| | " + " | ".join(names) + " | ours / pythae | ours / bare |")
+    print("\n| | " + " | ".join(names) + f" | {names[0]} / pythae | {names[0]} / bare |")
     print("|" + "---|" * (len(names) + 3))
     for label, found in rows.items():
         cells = [f"{found[name]:,.0f}" for name in names]

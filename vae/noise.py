@@ -22,8 +22,11 @@ from torch.distributions import Distribution
 NOISE_BLOCK = 64
 """Samples of each example whose noise is drawn at a time, whatever the chunk size."""
 
+DRAWN_VALUES = 2**24
+"""Values that are drawn at a time, but for one block, which may be more."""
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
-"""Where noise comes from: one source, one for each example, or torch's default one."""
+"""Where noise comes from: one source, one for each example (no two the same), or torch's own."""
 
 
 def noise_blocks(
@@ -45,22 +48,24 @@ def noise_blocks(
         num_samples -= wanted
 
 
-def block_by_block(draw: Callable[[int], Tensor], count: int) -> Tensor:
-    """`count` samples from `draw`, NOISE_BLOCK at a time."""
-    return torch.cat([draw(NOISE_BLOCK) for _ in range(count // NOISE_BLOCK)])
+def block_by_block(draw: Callable[[int], Tensor], count: int, at_once: int = 1) -> Tensor:
+    """`count` samples, a multiple of NOISE_BLOCK, from `draw` of `at_once` blocks or fewer."""
+    most = at_once * NOISE_BLOCK
+    parts = [draw(min(most, count - start)) for start in range(0, count, most)]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def normal_blocks(shape: tuple[int, ...], *, like: Tensor, generator: Generators) -> Tensor:
     """`standard_normal` for `noise_blocks`; shape[0] is a multiple of NOISE_BLOCK."""
-    sources = generator if isinstance(generator, Sequence) else [generator or like]
-    if all(source.device.type == "cpu" for source in sources):
+    at_once = 1
+    if _are_on_cpu(generator if isinstance(generator, Sequence) else [generator or like]):
         # torch makes normal numbers 16 at a time there, so one draw is what several would be
-        return standard_normal(shape, like=like, generator=generator)
+        at_once = max(1, DRAWN_VALUES // max(1, NOISE_BLOCK * math.prod(shape[1:])))
 
     def draw(count: int) -> Tensor:
         return standard_normal((count, *shape[1:]), like=like, generator=generator)
 
-    return block_by_block(draw, shape[0])
+    return block_by_block(draw, shape[0], at_once)
 
 
 def standard_normal(shape: tuple[int, ...], *, like: Tensor, generator: Generators) -> Tensor:
@@ -70,7 +75,10 @@ def standard_normal(shape: tuple[int, ...], *, like: Tensor, generator: Generato
     depend on those beside it.
     """
     if isinstance(generator, Sequence):
-        return _side_by_side(shape, like, generator)
+        alone = (shape[0], *shape[2:])
+        if len(generator) > 1 and _are_on_cpu(generator):
+            return _side_by_side(alone, like, generator)
+        return torch.stack(_drawn(generator, alone, like.dtype), dim=1).to(like.device)
     device = like.device if generator is None else generator.device
     return torch.randn(shape, dtype=like.dtype, device=device, generator=generator).to(like.device)
 
@@ -78,20 +86,24 @@ def standard_normal(shape: tuple[int, ...], *, like: Tensor, generator: Generato
 def _side_by_side(
     shape: tuple[int, ...], like: Tensor, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """Each example's noise from its generator, several examples at a time; shape (C, B, *rest).
+    """(C, B, *rest), each example's noise, of this shape, from its generator; several at a time.
 
     A generator fills a tensor on one core only, and a GPU would wait for it longest of all.
     """
     threads = torch.get_num_threads()
     share = math.ceil(len(generators) / threads)
     parts = [generators[start : start + share] for start in range(0, len(generators), share)]
-    draw = partial(_drawn, shape=(shape[0], *shape[2:]), dtype=like.dtype)
+    draw = partial(_drawn, shape=shape, dtype=like.dtype)
     drawn = [eps for part in _pool(os.getpid(), threads).map(draw, parts) for eps in part]
-    if like.is_cuda and drawn[0].is_cpu:
+    if like.is_cuda:
         held = torch.empty((len(drawn), *drawn[0].shape), dtype=like.dtype, pin_memory=True)
         sent = torch.stack(drawn, out=held).to(like.device, non_blocking=True)
         return sent.transpose(0, 1).contiguous()
     return torch.stack(drawn, dim=1).to(like.device)
+
+
+def _are_on_cpu(sources: Sequence[torch.Generator | Tensor]) -> bool:
+    return all(source.device.type == "cpu" for source in sources)
 
 
 def _drawn(

@@ -134,7 +134,7 @@ class Objective:
 class TrainingModule(nn.Module):
     """The whole objective in one forward, so that DDP may wrap it.
 
-    A call that goes around this forward leaves gradients unsynchronised.
+    A call that goes around this forward, as `by_hand` does, leaves gradients unsynchronised.
     """
 
     def __init__(self, model: VAE, objective: Objective) -> None:
@@ -158,8 +158,8 @@ class TrainingModule(nn.Module):
         """
         self._check_noise(x, eps)
         beta = self.objective.beta if beta is None else beta
-        by_hand = torch.is_grad_enabled() and not (x.requires_grad or eps.requires_grad)
-        decoder_by_hand = by_hand and perceptron.knows_decoder(self.model)
+        of_parameters = torch.is_grad_enabled() and not (x.requires_grad or eps.requires_grad)
+        decoder_by_hand = of_parameters and perceptron.knows_decoder(self.model)
         step = _Step(
             log_px_z=lambda z: (
                 perceptron.log_px_z(self.model, x, z)
@@ -196,7 +196,7 @@ class TrainingModule(nn.Module):
         )
 
     def by_hand(self, x: Tensor, eps: Tensor, beta: float, scale: float) -> ObjectiveTerms:
-        """The same terms, and in each parameter's `.grad` that of -scale Σ surrogate."""
+        """The same terms, and in place of each parameter's `.grad` that of -scale Σ surrogate."""
         self._check_noise(x, eps)
         log_px_z, kl = perceptron.elbo_and_gradient(self.model, x, eps, beta=beta, scale=scale)
         log_px_z = log_px_z.mean(0)

@@ -53,13 +53,17 @@ class Layer(NamedTuple):
 
 
 def knows(model: VAE) -> bool:
-    """Whether `elbo_and_gradient` may take this model apart: `knows_decoder`, and all else too."""
+    """Whether `elbo_and_gradient` may take this model apart: `knows_decoder`, and all else too.
+
+    No two layers share a parameter, whose gradient would be the sum of theirs.
+    """
     return (
         type(model.posterior_family) is DiagonalPosterior
         and type(model.prior_family) is NormalPrior
         and not model.upward
         and knows_decoder(model)
         and _is_plain(model.encoder, model.config.activation)
+        and _are_distinct(_layers(model.encoder) + _layers(model.decoder))
     )
 
 
@@ -99,13 +103,21 @@ def _is_plain(network: Encoder | Decoder, activation: str) -> bool:
     )
 
 
+def _are_distinct(layers: Sequence[Layer]) -> bool:
+    parameters = [id(parameter) for layer in layers for parameter in layer]
+    return len(set(parameters)) == len(parameters)
+
+
 def is_hooked(module: nn.Module) -> bool:
-    """Whether something of the user's runs with the module's passes."""
+    """Whether something of the user's runs with the module's passes, or its own parameters'."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
+    ) or any(
+        parameter._backward_hooks or parameter._post_accumulate_grad_hooks
+        for parameter in module.parameters(recurse=False)
     )
 
 
@@ -115,7 +127,8 @@ def elbo_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """log p(x|z), (K, B), and the closed-form KL(q(z|x)‖p(z)), (B,).
 
-    Leaves in each parameter's `.grad` the gradient of -scale Σ_B ((1/K) Σ_K log p(x|z) - beta KL).
+    Replaces the `.grad` of each parameter that requires one by the gradient of
+    -scale Σ_B ((1/K) Σ_K log p(x|z) - beta KL).
     x: (B, *data_shape), 0 or 1; eps: (K, B, L), standard normal. Kingma and Welling (2014),
     appendix B and C. Raises ValueError for x of another shape.
     """

@@ -309,13 +309,13 @@ class Trainer:
         scale = self.world_size if self.uses_ddp else 1
         if self.objective.reduction == "mean":
             scale /= batch.global_size
+        self.optimizer.zero_grad()
         if not self.uses_ddp and self.module.goes_by_hand(batch.x):
             terms = self.module.by_hand(batch.x, batch.eps, float(beta), scale)
             loss = terms.surrogate.sum() * -scale
         else:
             terms = self.parallel(batch.x, batch.eps, batch.u, beta, batch.v)
             loss = terms.surrogate.sum() * -scale
-            self.optimizer.zero_grad()
             loss.backward()
         loss = loss.detach() if self.sum_gradients is None else self.sum_gradients(loss)
         clip, finite = self.config.gradient_clip, loss

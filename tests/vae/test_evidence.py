@@ -11,7 +11,7 @@ from arviz_stats.base.array import BaseArray
 from scipy import stats
 from torch.distributions import Independent, MultivariateNormal, Normal
 
-from vae import VAE, FactorAnalysis, VAEConfig
+from vae import VAE, FactorAnalysis, VAEConfig, noise
 from vae.evidence import KHAT_LIMIT, importance_sampling, prior_monte_carlo
 from vae.importance_weights import WeightStream, ladder_rungs, pareto_khat, tail_length
 from vae.likelihoods import LIKELIHOODS
@@ -433,9 +433,9 @@ def test_noise_of_each_examples_own_makes_its_estimate_independent_of_the_batch(
     twice = torch.cat([x[:1], x[:1]])
     same = importance_sampling(model, twice, 40, generator=example_generators(twice, 7))
     assert same.log_px[0] == same.log_px[1]
-    noise = standard_normal((4000, 2, 3), like=x, generator=example_generators(x[:2], 7)).numpy()
-    assert abs(np.corrcoef(noise.reshape(-1, 2, 3)[:, 0].ravel(), noise[:, 1].ravel())[0, 1]) < 0.04
-    assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-3
+    eps = standard_normal((4000, 2, 3), like=x, generator=example_generators(x[:2], 7)).numpy()
+    assert abs(np.corrcoef(eps[:, 0].ravel(), eps[:, 1].ravel())[0, 1]) < 0.04
+    assert stats.kstest(eps.ravel(), "norm").pvalue > 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -463,7 +463,7 @@ def test_noise_of_several_blocks_is_that_of_as_many_draws_on_any_number_of_threa
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_the_chunk_size_changes_no_estimate(own):
+def test_neither_the_chunk_size_nor_what_is_drawn_at_once_changes_an_estimate(own, monkeypatch):
     model = small_vae()
     x = torch.rand(5, *model.config.data_shape, generator=torch.Generator().manual_seed(1)).round()
 
@@ -476,3 +476,6 @@ def test_the_chunk_size_changes_no_estimate(own):
         found = estimate(chunk_size)
         torch.testing.assert_close(found.log_px, expected.log_px, rtol=1e-6, atol=0)
         torch.testing.assert_close(found.ladder[10], expected.ladder[10], rtol=1e-6, atol=0)
+    for drawn in (1, 2 * NOISE_BLOCK * 5 * 3):
+        monkeypatch.setattr(noise, "DRAWN_VALUES", drawn)
+        torch.testing.assert_close(estimate(500).log_px, expected.log_px, rtol=1e-6, atol=0)

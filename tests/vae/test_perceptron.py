@@ -220,11 +220,17 @@ def other_prior(model: VAE) -> None:
     model.prior_family.__class__ = Wide  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def tied(model: VAE) -> None:
+    model.decoder.output.bias = model.encoder.body[0].bias = nn.Parameter(torch.zeros(36))
+    model.encoder.body[0].weight = nn.Parameter(torch.zeros(36, 36))
+    model.encoder.body[2].weight = nn.Parameter(torch.zeros(7, 36))
+
+
 def other_method(model: VAE) -> None:
     model.log_px_z = lambda x, z, u=None: z.sum(-1)
 
 
-CHANGES = [carried, without_bias, other_activation, dropped_out, other_prior, other_method]
+CHANGES = [carried, without_bias, other_activation, dropped_out, other_prior, tied, other_method]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -232,7 +238,7 @@ def test_changed_models_are_autograds(change):
     model = model_of(torch.float32)
     change(model)
     assert not perceptron.knows(model)
-    of_encoder = change in (carried, dropped_out, other_prior)
+    of_encoder = change in (carried, dropped_out, other_prior, tied)
     assert perceptron.knows_decoder(model) == of_encoder
 
 
@@ -251,6 +257,34 @@ def test_hooks_are_called(part, register):
     assert len(calls) == 1
     handle.remove()
     assert perceptron.knows(model)
+
+
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_of_parameters_are_called(register):
+    model, calls = model_of(torch.float32), []
+    module = TrainingModule(model, Objective())
+    x, eps = torch.ones(2, 1, 6, 6), torch.zeros(1, 2, 3)
+    handle = getattr(model.encoder.output.weight, register)(lambda *args: calls.append(args))
+    assert not module.goes_by_hand(x)
+    module(x, eps).surrogate.sum().backward()
+    assert len(calls) == 1
+    handle.remove()
+    assert module.goes_by_hand(x)
+
+
+def test_a_parameter_frozen_on_the_way_stays_as_it_is():
+    model = model_of(torch.float32)
+    data = Dataset(train=data_and_noise(model, 1)[0], valid=torch.ones(1, 1, 6, 6))
+    weight = model.decoder.output.weight
+    epochs = fit(model, data, TrainingConfig(epochs=2, batch_size=2))
+    before = weight.clone()
+    next(epochs)
+    assert not torch.equal(weight, before)
+    weight.requires_grad_(False)
+    before, other = weight.clone(), model.encoder.output.weight.clone()
+    next(epochs)
+    assert torch.equal(weight, before)
+    assert not torch.equal(model.encoder.output.weight, other)
 
 
 def test_other_types_are_autograds():
