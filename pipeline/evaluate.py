@@ -90,7 +90,7 @@ def score_split(
     sample = partial(importance_sampling, model, precision=precision)
     rows: list[dict[str, Tensor]] = []
     ladders: list[dict[int, Tensor]] = []
-    values = BATCH_VALUES[device.type]
+    values = BATCH_VALUES.get(device.type, BATCH_VALUES["cpu"])
     for part in x.split(max(1, min(1024, values // max(1, x[0].numel())))):
         part = part.to(device)
         noise = example_generators(part, seed)
