@@ -182,16 +182,17 @@ class TrainingModule(nn.Module):
             surrogate, *values = ESTIMATORS[self.objective.name](step)
         return ObjectiveTerms(surrogate, *(value.detach() for value in values))
 
-    def goes_by_hand(self, x: Tensor) -> bool:
-        """Whether `by_hand` may take the place of forward and backward pass for x.
+    def goes_by_hand(self, batch_size: int) -> bool:
+        """Whether `by_hand` may take the place of forward and backward pass for so many examples.
 
         It may for an ELBO without free bits, of so few samples that taking them in parts gains
         nothing, and a model that `perceptron` knows.
         """
+        values = batch_size * math.prod(self.model.config.data_shape)
         return (
             self.objective.name == "elbo"
             and not self.objective.free_bits
-            and self.objective.num_samples * x.numel() <= perceptron.CACHED_VALUES
+            and self.objective.num_samples * values <= perceptron.CACHED_VALUES
             and perceptron.knows(self.model)
         )
 

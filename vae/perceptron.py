@@ -135,12 +135,9 @@ def elbo_and_gradient(
     model.check_data(x)
     encoder, decoder = _layers(model.encoder), _layers(model.decoder)
     activation = ACTIVATIONS[model.config.activation]
-    x, centre = x.to(model.dtype).flatten(1), model.data_loc.flatten()
-    # (x - centre) Wᵀ + b without a pass over x
-    weight, bias = encoder[0]
-    centred = [(weight, torch.addmv(bias, weight, centre, alpha=-1)), *encoder[1:]]
+    x = x.to(model.dtype).flatten(1)
 
-    *read, moments = _run(centred, x, activation)
+    *read, moments = _run(encoder, x - model.data_loc.flatten(), activation)
     loc, raw = moments.chunk(2, -1)
     bounded = torch.tanh(raw / LOG_SCALE_BOUND)
     log_std = bounded * LOG_SCALE_BOUND
@@ -158,7 +155,6 @@ def elbo_and_gradient(
     to_raw = torch.ops.aten.tanh_backward(to_log_std, bounded)
     to_moments = torch.cat([to_loc, to_raw], -1)
     to_encoder, _ = _run_back(_weights(encoder), read, to_moments, activation)
-    to_encoder[0].addr_(to_encoder[1], centre, alpha=-1)
 
     parameters = (parameter for layer in encoder + decoder for parameter in layer)
     for parameter, gradient in zip(parameters, to_encoder + to_decoder, strict=True):

@@ -222,6 +222,11 @@ class Trainer:
             objective.num_drawn is not None,
         )
         self.steps_per_epoch = -(-self.data.num_train // config.batch_size)
+        self.by_hand = self._goes_by_hand()
+
+    def _goes_by_hand(self) -> bool:
+        """Asked once an epoch: at small batches it costs a twentieth of a step."""
+        return not self.uses_ddp and self.module.goes_by_hand(self.config.batch_size)
 
     @property
     def stepper(self) -> Trainer | GraphedSteps:
@@ -243,6 +248,7 @@ class Trainer:
         totals = torch.zeros(4, dtype=torch.float64, device=self.device)
         batches = self.train_batches(epoch)
         self.module.train()
+        self.by_hand = self._goes_by_hand()
         batch, step = next(batches, None), 0
         while batch is not None:
             gradient = self.stepper.gradient(batch, beta)
@@ -310,7 +316,7 @@ class Trainer:
         if self.objective.reduction == "mean":
             scale /= batch.global_size
         self.optimizer.zero_grad()
-        if not self.uses_ddp and self.module.goes_by_hand(batch.x):
+        if self.by_hand:
             terms = self.module.by_hand(batch.x, batch.eps, float(beta), scale)
             loss = terms.surrogate.sum() * -scale
         else:

@@ -251,7 +251,7 @@ def test_hooks_are_called(part, register):
     model, calls = model_of(torch.float32), []
     handle = getattr(model.get_submodule(part), register)(lambda *args: calls.append(args) or None)
     module = TrainingModule(model, Objective())
-    assert not module.goes_by_hand(torch.ones(2, 1, 6, 6))
+    assert not module.goes_by_hand(2)
     x, eps = torch.ones(2, 1, 6, 6), torch.zeros(1, 2, 3)
     module(x, eps).surrogate.sum().backward()
     assert len(calls) == 1
@@ -265,11 +265,11 @@ def test_hooks_of_parameters_are_called(register):
     module = TrainingModule(model, Objective())
     x, eps = torch.ones(2, 1, 6, 6), torch.zeros(1, 2, 3)
     handle = getattr(model.encoder.output.weight, register)(lambda *args: calls.append(args))
-    assert not module.goes_by_hand(x)
+    assert not module.goes_by_hand(len(x))
     module(x, eps).surrogate.sum().backward()
     assert len(calls) == 1
     handle.remove()
-    assert module.goes_by_hand(x)
+    assert module.goes_by_hand(len(x))
 
 
 def test_a_parameter_frozen_on_the_way_stays_as_it_is():
