@@ -1,6 +1,6 @@
 """Side by side with what a user would pick instead: `make bench MNIST=<folder>`.
 
-Runs every contender in turn, several times over, each in a process of its own with the same number
+Runs every contender in turn, several times over, each in processes of its own with the same number
 of threads, and writes bench/results.json and the tables of bench/README.md. `MNIST` is the root
 that torchvision.datasets.MNIST takes; it is downloaded there when missing.
 """
@@ -14,7 +14,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ import torch
 from torchvision.datasets import MNIST
 
 from bench.network import TABLE_1, arrays_of
+from bench.ours import project
+from bench.turns import Contender, Peer, Stage, take_turns
 from pipeline.worker import build_model
 from vae import save
 from vae.data import Dataset
@@ -61,61 +63,58 @@ def prepare(root: Path) -> None:
     np.savez(WORK / "weights.npz", allow_pickle=False, **arrays)
 
 
-def measure(name: str, task: str, options: list[str], root: Path) -> dict[str, Any]:
-    """One run of one contender in a process of its own."""
+def peer_command(task: str, name: str, *options: str) -> list[str]:
+    python = str(HERE.parent / ".venv-bench" / "bin" / "python")
+    return [python, str(HERE / "peers.py"), task, name, str(WORK / "mnist.npz"), *options]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(HERE.parent)}
+
+
+def estimate(name: str, options: list[str]) -> dict[str, Any]:
+    """log p(x) by one contender, in a process of its own."""
     if name.startswith("ours"):
-        data = str(root) if task == "train" else str(WORK / "mnist.npz")
-        script = [sys.executable, str(HERE / "ours.py"), task, data]
-        script += [] if task == "train" else ["--weights", str(WORK / "model")]
-        script += ["--precision", "bf16"] if name == OURS_BF16 else []
+        command = [sys.executable, str(HERE / "ours.py"), str(WORK / "mnist.npz"), *options]
+        command += ["--weights", str(WORK / "model")]
+        command += ["--precision", "bf16"] if name == OURS_BF16 else []
     else:
-        python = str(HERE.parent / ".venv-bench" / "bin" / "python")
-        script = [python, str(HERE / "peers.py"), task, name, str(WORK / "mnist.npz")]
-        script += [] if task == "train" else ["--weights", str(WORK / "weights.npz")]
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
-    done = subprocess.run(script + options, capture_output=True, text=True, env=environment)
+        command = peer_command("evidence", name, *options, "--weights", str(WORK / "weights.npz"))
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
     if done.returncode:
-        raise SystemExit(f"{name}, {task}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+        raise SystemExit(f"{name}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def in_turn(
-    names: tuple[str, ...], repetitions: int, run: Callable[[str], dict[str, Any]], what: str
-) -> dict[str, list[dict[str, Any]]]:
-    """Every contender once, then every contender again: a slow minute of the machine hits all."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for repetition in range(repetitions):
-        for name in names:
-            found[name].append(run(name))
-            figure = next(iter(found[name][-1].values()))
-            print(f"{what}, {repetition + 1} of {repetitions}: {name} {figure:,.0f}", flush=True)
-    return found
-
-
-def compare_training(root: Path, repetitions: int, threads: int) -> dict[str, Any]:
+def compare_training(root: Path, turns: int, threads: int) -> dict[str, Any]:
+    """Images a second, by batch size and contender, of each turn."""
     results = {}
-    for batch in BATCHES:
-
-        def run(name: str, batch: int = batch) -> dict[str, Any]:
-            epochs = 8 if name == "ours" else 3
-            options = ["--batch", str(batch), "--epochs", str(epochs), "--threads", str(threads)]
-            return measure(name, "train", options, root)
-
-        results[str(batch)] = in_turn(TRAINERS, repetitions, run, f"training, batch {batch}")
+    with project(root, threads=threads) as folder:
+        for batch in BATCHES:
+            options = ("--batch", str(batch), "--threads", str(threads))
+            with ExitStack() as living:
+                contenders: dict[str, Contender] = {"ours": Stage(folder, batch)}
+                living.callback(contenders["ours"].close)
+                for name in TRAINERS[1:]:
+                    peer = Peer(peer_command("train", name, *options), environment())
+                    living.callback(peer.close)
+                    contenders[name] = peer
+                results[str(batch)] = take_turns(contenders, turns, f"training, batch {batch}")
     return results
 
 
-def compare_evidence(root: Path, repetitions: int, threads: int) -> dict[str, Any]:
+def compare_evidence(repetitions: int, threads: int) -> dict[str, Any]:
     """Images × samples a second on the same weights, and the same images' mean log p(x)."""
     images = {"ours": 200, OURS_BF16: 200, "pythae": 20, "bare": 40, "products": 100}
-
-    def run(name: str) -> dict[str, Any]:
-        options = ["--images", str(images[name]), "--samples", "5000", "--threads", str(threads)]
-        if name in EVIDENCE_BATCH:
-            options += ["--batch", str(EVIDENCE_BATCH[name])]
-        return measure(name, "evidence", options, root)
-
-    found = in_turn(tuple(images), repetitions, run, "log p(x)")
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in images}
+    for repetition in range(repetitions):
+        for name, count in images.items():
+            options = ["--images", str(count), "--samples", "5000", "--threads", str(threads)]
+            if name in EVIDENCE_BATCH:
+                options += ["--batch", str(EVIDENCE_BATCH[name])]
+            found[name].append(estimate(name, options))
+            rate = found[name][-1]["samples_per_s"]
+            print(f"log p(x), {repetition + 1} of {repetitions}: {name} {rate:,.0f}", flush=True)
     ours = np.mean([run["log_px"] for run in found["ours"]], axis=0)
     agreement = {}
     for name in (OURS_BF16, "pythae", "bare"):
@@ -129,36 +128,42 @@ def compare_evidence(root: Path, repetitions: int, threads: int) -> dict[str, An
     return {"runs": found, "agreement": agreement}
 
 
+def row(rates: dict[str, list[float]], label: str = "") -> str:
+    """A table's row: medians of each contender, and of the turns' ratios of ours to the others."""
+    cells = [label] if label else []
+    cells += [f"{statistics.median(values):,.0f}" for values in rates.values()]
+    for name in ("pythae", "bare", "products"):
+        ratios = [ours / theirs for ours, theirs in zip(rates["ours"], rates[name], strict=True)]
+        cells.append(f"{statistics.median(ratios):.2f}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def heading(*names: str) -> list[str]:
+    cells = [*names, "ours / pythae", "ours / bare", "ours / products"]
+    return ["| " + " | ".join(cells) + " |", "|" + "---|" * len(cells)]
+
+
 def tables(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     machine = results["machine"]
     lines = [
         f"{machine['cpu']}, {machine['threads']} threads, "
         + ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-        + f"; medians of {machine['repetitions']} runs in turn.",
+        + f"; medians of {machine['turns']} turns in training and {machine['repetitions']} of "
+        "log p(x), and of the turns' ratios.",
         "",
         "Training, images a second:",
         "",
-        "| batch | " + " | ".join(TRAINERS) + " | ours / pythae | ours / bare | ours / products |",
-        "|---|" + "---|" * (len(TRAINERS) + 3),
+        *heading("batch", *TRAINERS),
+        *(row(rates, batch) for batch, rates in results["training"].items()),
     ]
-    for batch, found in results["training"].items():
-        rate = {n: statistics.median(r["images_per_s"] for r in runs) for n, runs in found.items()}
-        cells = [f"{rate[name]:,.0f}" for name in TRAINERS]
-        cells += [f"{rate['ours'] / rate[name]:.2f}" for name in ("pythae", "bare", "products")]
-        lines.append(f"| {batch} | " + " | ".join(cells) + " |")
     found = results["evidence"]["runs"]
-    rate = {n: statistics.median(r["samples_per_s"] for r in runs) for n, runs in found.items()}
     lines += [
         "",
         "log p(x) by importance sampling, K = 5,000, images × samples a second:",
         "",
-        "| " + " | ".join(rate) + " | ours / pythae | ours / bare | ours / products |",
-        "|" + "---|" * (len(rate) + 3),
-        "| "
-        + " | ".join(f"{value:,.0f}" for value in rate.values())
-        + "".join(f" | {rate['ours'] / rate[n]:.2f}" for n in ("pythae", "bare", "products"))
-        + " |",
+        *heading(*found),
+        row({name: [run["samples_per_s"] for run in runs] for name, runs in found.items()}),
         "",
     ]
     for name, facts in results["evidence"]["agreement"].items():
@@ -183,7 +188,8 @@ def cpu_name() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mnist", type=Path, default=WORK / "torchvision")
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=7, help="of training")
+    parser.add_argument("--repetitions", type=int, default=3, help="of log p(x)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", choices=("evidence", "training"), help="keep the other figures")
     given = parser.parse_args()
@@ -193,12 +199,14 @@ def main() -> None:
     results["machine"] = {
         "cpu": cpu_name(),
         "threads": given.threads,
+        "turns": given.turns,
         "repetitions": given.repetitions,
         "versions": {name: version(name) for name in ("torch", "ray", "mlflow")},
     }
-    for part, compare in (("evidence", compare_evidence), ("training", compare_training)):
-        if given.only in (None, part):
-            results[part] = compare(given.mnist, given.repetitions, given.threads)
+    if given.only in (None, "evidence"):
+        results["evidence"] = compare_evidence(given.repetitions, given.threads)
+    if given.only in (None, "training"):
+        results["training"] = compare_training(given.mnist, given.turns, given.threads)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     text = README.read_text()
     before, rest = text.split(MARKS[0])

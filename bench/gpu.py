@@ -24,7 +24,7 @@ from torchvision.datasets import MNIST
 
 from bench.network import TABLE_1, arrays_of
 from bench.ours import project, train_stage
-from bench.peers import EVIDENCE, TRAIN
+from bench.peers import EVIDENCE, TRAIN, Epochs
 from pipeline.worker import build_model
 from vae import VAE
 from vae.data import Dataset
@@ -50,7 +50,7 @@ def new_trainer(grey: Tensor, **config: Any) -> Trainer:
 def train(name: str, grey: Tensor, batch: int, stage: Path) -> float:
     """Images a second."""
     if name == STAGE:
-        return train_stage(stage, batch=batch, epochs=STAGE_EPOCHS[batch])["images_per_s_mean"]
+        return train_stage(stage, batch=batch, epochs=STAGE_EPOCHS[batch])
     if name.startswith("ours"):
         trainer = new_trainer(grey, batch_size=batch)
         if name == "ours, no graphs":
@@ -58,7 +58,9 @@ def train(name: str, grey: Tensor, batch: int, stage: Path) -> float:
         seconds = [trainer.epoch().seconds for _ in range(EPOCHS[name])]
         trainer.close()
     else:
-        seconds = TRAIN[name](grey.flatten(1), batch, EPOCHS[name])
+        epochs = Epochs(grey.device, EPOCHS[name])
+        TRAIN[name](grey.flatten(1), batch, epochs)
+        seconds = epochs.seconds
     return len(grey) / statistics.median(seconds[1:])
 
 

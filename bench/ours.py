@@ -1,10 +1,9 @@
-"""Tightbound, measured as its peers are: the last line printed is a JSON object.
+"""Tightbound, measured as its peers are.
 
-    python bench/ours.py train ROOT --batch 128 --epochs 8 --threads 2
-    python bench/ours.py evidence DATA --weights FOLDER --images 200 --samples 5000 --threads 2
+Training is the real stage in a project of its own, so that Ray Train, checkpoints, reports and
+MLflow are in the time. log p(x) is a process whose last line is a JSON object:
 
-`train` runs the real stages in a project of its own, so that Ray Train, checkpoints, reports and
-MLflow are in the time; ROOT is what torchvision.datasets.MNIST takes.
+    python bench/ours.py DATA --weights FOLDER --images 200 --samples 5000 --threads 2
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import os
 import resource
 import shlex
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -64,31 +62,50 @@ def project(root: Path, *, threads: int) -> Iterator[Path]:
 
 
 def run_stage(folder: Path, stage: str) -> None:
+    process = stage_process(folder, stage)
+    if process.wait():
+        raise SystemExit(f"{stage} failed:\n{log_of(folder, stage).read_text()}")
+
+
+def stage_process(folder: Path, stage: str) -> subprocess.Popen[bytes]:
+    """A stage of dvc.yaml, started; what it says goes to `log_of` it."""
     stages = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
-    command = [sys.executable, *shlex.split(stages[stage]["cmd"])[1:]]
-    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{stage} failed:\n{done.stdout}{done.stderr}")
+    with log_of(folder, stage).open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, *shlex.split(stages[stage]["cmd"])[1:]],
+            cwd=folder,
+            env={k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # else the kernel hangs the group up that has stopped processes and loses its parent
+            start_new_session=True,
+        )
 
 
-def train_stage(folder: Path, *, batch: int, epochs: int) -> dict[str, Any]:
-    """Images a second from the end of one epoch to the end of the next, all reporting included."""
+def log_of(folder: Path, stage: str) -> Path:
+    return folder / f"{stage}.log"
+
+
+def set_training(folder: Path, *, batch: int, epochs: int) -> None:
     file = folder / "params.yaml"
     params = yaml.safe_load(file.read_text())
     training = params["training"]
     training |= {"epochs": epochs, "batch_size": batch, "patience": None}
     training["seed"] += 1  # a finished run of the same parameters would be taken as it is
     file.write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def count_of(folder: Path) -> int:
+    """Images of one epoch."""
+    return json.loads((folder / "data/prepared/meta.json").read_text())["counts"]["train"]
+
+
+def train_stage(folder: Path, *, batch: int, epochs: int) -> float:
+    """Images a second from the first epoch's end to the last one's, all reporting included."""
+    set_training(folder, batch=batch, epochs=epochs)
     run_stage(folder, "train")
-    history = pd.read_csv(folder / "reports/train/history.csv")
-    count = json.loads((folder / "data/prepared/meta.json").read_text())["counts"]["train"]
-    between = history["time"].diff().dropna()
-    return {
-        "images_per_s": count / statistics.median(between),
-        "images_per_s_mean": count / statistics.mean(between),
-        "images_per_s_in_steps": statistics.median(history["images_per_s"][1:]),
-    }
+    ends = pd.read_csv(folder / "reports/train/history.csv")["time"]
+    return count_of(folder) / float(np.diff(ends).mean())
 
 
 def evidence(
@@ -107,28 +124,21 @@ def evidence(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("task", choices=("train", "evidence"))
     parser.add_argument("data", type=Path)
-    parser.add_argument("--batch", type=int)
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--images", type=int)
-    parser.add_argument("--samples", type=int)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--images", type=int, required=True)
+    parser.add_argument("--samples", type=int, required=True)
     parser.add_argument("--precision", default="fp32")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    if given.task == "train":
-        with project(given.data, threads=given.threads) as folder:
-            result = train_stage(folder, batch=given.batch, epochs=given.epochs)
-    else:
-        result = evidence(
-            given.data,
-            given.weights,
-            images=given.images,
-            samples=given.samples,
-            precision=given.precision,
-        )
+    result = evidence(
+        given.data,
+        given.weights,
+        images=given.images,
+        samples=given.samples,
+        precision=given.precision,
+    )
     result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(result))
 

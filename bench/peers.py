@@ -1,9 +1,11 @@
 """What a user would pick instead, measured: runs in the peers' own environment (bench/compare.py).
 
-    python bench/peers.py train NAME DATA --batch 128 --epochs 3 --threads 2
-    python bench/peers.py evidence NAME DATA --weights W --images 20 --samples 5000 --threads 2
+    python bench/peers.py train NAME DATA --batch 128 --threads 2
+    python bench/peers.py evidence NAME DATA --batch 1000 --threads 2 \\
+        --weights W --images 20 --samples 5000
 
-The last line printed is a JSON object. Every contender trains the same network on all of MNIST,
+`train` trains an epoch for each line of its standard input and prints a JSON object each time;
+`evidence` prints one at the end. Every contender trains the same network on all of MNIST,
 784-200-200-z50 tanh, Bernoulli, fp32, Adam.
 """
 
@@ -13,11 +15,11 @@ import argparse
 import json
 import math
 import resource
-import statistics
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, Dataset
 
 LATENT = 50
+IMAGES = 60_000  # of an epoch
 
 
 def body(inputs: int) -> nn.Sequential:
@@ -37,6 +40,35 @@ def finish(device: torch.device) -> None:
     """Wait for what was launched on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize()
+
+
+class Epochs:
+    """So many epochs, each timed; with `asked`, each when a line comes on standard input.
+
+    share: of an epoch, how much is really run.
+    """
+
+    def __init__(self, device: torch.device, count: int, *, asked: bool = False) -> None:
+        self.device, self.count, self.asked = device, count, asked
+        self.share = 1.0
+        self.seconds: list[float] = []
+
+    def begin(self) -> None:
+        if self.asked and not sys.stdin.readline():
+            sys.exit()
+        self.start = time.perf_counter()
+
+    def end(self) -> None:
+        finish(self.device)
+        self.seconds.append((time.perf_counter() - self.start) / self.share)
+        if self.asked:
+            print(json.dumps({"images_per_s": IMAGES / self.seconds[-1]}), flush=True)
+
+    def __iter__(self) -> Iterator[None]:
+        for _ in range(self.count):
+            self.begin()
+            yield
+            self.end()
 
 
 class BareVAE(nn.Module):
@@ -55,23 +87,18 @@ class BareVAE(nn.Module):
         return (distortion + kl) / len(x)
 
 
-def train_bare(grey: Tensor, batch: int, epochs: int) -> list[float]:
+def train_bare(grey: Tensor, batch: int, epochs: Epochs) -> None:
     """Data as a tensor, dynamic binarisation in the batch, fused Adam, no framework."""
     model = BareVAE().to(grey.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     share = grey.float() / 255
-    seconds = []
-    for _ in range(epochs):
-        start = time.perf_counter()
+    for _ in epochs:
         for index in torch.randperm(len(share), device=share.device).split(batch):
             x = share[index]
             loss = model.loss((torch.rand_like(x) < x).float())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-        finish(share.device)
-        seconds.append(time.perf_counter() - start)
-    return seconds
 
 
 class Pictures(Dataset):
@@ -92,32 +119,28 @@ class Pictures(Dataset):
         return self.transform(Image.fromarray(self.grey[index]))
 
 
-def train_examples(grey: Tensor, batch: int, epochs: int) -> list[float]:
+def train_examples(grey: Tensor, batch: int, epochs: Epochs) -> None:
     """The loop of PyTorch's own VAE example: DataLoader, ToTensor, Adam."""
     model = BareVAE().to(grey.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     loader = DataLoader(Pictures(grey), batch_size=batch, shuffle=True)
-    seconds = []
-    for _ in range(epochs):
-        start, total = time.perf_counter(), 0.0
+    for _ in epochs:
+        total = 0.0
         for x in loader:
             optimizer.zero_grad()
             loss = model.loss(x.to(grey.device).view(-1, 784))
             loss.backward()
             total += loss.item()
             optimizer.step()
-        seconds.append(time.perf_counter() - start)
-    return seconds
 
 
-def train_lightning(grey: Tensor, batch: int, epochs: int) -> list[float]:
+def train_lightning(grey: Tensor, batch: int, epochs: Epochs) -> None:
     import lightning
 
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
             self.model = BareVAE()
-            self.seconds: list[float] = []
 
         def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
             loss = self.model.loss(batch[0])
@@ -128,23 +151,21 @@ def train_lightning(grey: Tensor, batch: int, epochs: int) -> list[float]:
             return torch.optim.Adam(self.parameters(), lr=1e-3)
 
         def on_train_epoch_start(self) -> None:
-            self.start = time.perf_counter()
+            epochs.begin()
 
         def on_train_epoch_end(self) -> None:
-            self.seconds.append(time.perf_counter() - self.start)
+            epochs.end()
 
-    module = Module()
     data = torch.utils.data.TensorDataset(grey.cpu().float().view(-1, 784) / 255)
     trainer = lightning.Trainer(
-        max_epochs=epochs,
+        max_epochs=epochs.count,
         accelerator="gpu" if grey.is_cuda else "cpu",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, DataLoader(data, batch_size=batch, shuffle=True))
-    return module.seconds
+    trainer.fit(Module(), DataLoader(data, batch_size=batch, shuffle=True))
 
 
 def pythae_model(weights: dict[str, Tensor] | None = None) -> Any:
@@ -176,19 +197,17 @@ def pythae_model(weights: dict[str, Tensor] | None = None) -> Any:
     return VAE(config, encoder=Encoder(), decoder=Decoder())
 
 
-def train_pythae(grey: Tensor, batch: int, epochs: int) -> list[float]:
+def train_pythae(grey: Tensor, batch: int, epochs: Epochs) -> None:
     from pythae.data.datasets import BaseDataset
     from pythae.trainers import BaseTrainer, BaseTrainerConfig
     from pythae.trainers.training_callbacks import TrainingCallback
 
-    seconds: list[float] = []
-
     class Clock(TrainingCallback):
         def on_train_step_begin(self, training_config: Any, **_: Any) -> None:
-            self.start = time.perf_counter()
+            epochs.begin()
 
         def on_epoch_end(self, training_config: Any, **_: Any) -> None:
-            seconds.append(time.perf_counter() - self.start)
+            epochs.end()
 
     x = grey.cpu().float().view(-1, 1, 28, 28) / 255
     with tempfile.TemporaryDirectory() as folder:
@@ -197,7 +216,7 @@ def train_pythae(grey: Tensor, batch: int, epochs: int) -> list[float]:
             train_dataset=BaseDataset(x, torch.zeros(len(x))),
             training_config=BaseTrainerConfig(
                 output_dir=folder,
-                num_epochs=epochs,
+                num_epochs=epochs.count,
                 per_device_train_batch_size=batch,
                 learning_rate=1e-3,
                 no_cuda=not grey.is_cuda,
@@ -205,7 +224,6 @@ def train_pythae(grey: Tensor, batch: int, epochs: int) -> list[float]:
             callbacks=[Clock()],
         )
         trainer.train()
-    return seconds
 
 
 class Copied(nn.Module):
@@ -262,7 +280,7 @@ def evidence_bare(weights: dict[str, Tensor], x: Tensor, samples: int, batch: in
     return values
 
 
-def train_products(grey: Tensor, batch: int, epochs: int) -> list[float]:
+def train_products(grey: Tensor, batch: int, epochs: Epochs) -> None:
     """The limit: the matrix products of forward and backward pass, and nothing else."""
     widths = [(784, 200), (200, 200), (200, 2 * LATENT), (LATENT, 200), (200, 200), (200, 784)]
     layers = [
@@ -270,19 +288,15 @@ def train_products(grey: Tensor, batch: int, epochs: int) -> list[float]:
         for i, o in widths
     ]
     steps = min(200, len(grey) // batch)
-    seconds = []
+    epochs.share = steps * batch / len(grey)
     with torch.inference_mode():
-        for _ in range(epochs):
-            start = time.perf_counter()
+        for _ in epochs:
             for _ in range(steps):
                 for index, (x, weight, gradient) in enumerate(layers):
                     torch.mm(x, weight)
                     torch.mm(x.T, gradient)
                     if index:
                         torch.mm(gradient, weight.T)
-            finish(grey.device)
-            seconds.append((time.perf_counter() - start) * len(grey) / (steps * batch))
-    return seconds
 
 
 def evidence_products(
@@ -300,7 +314,7 @@ def evidence_products(
     return []
 
 
-TRAIN: dict[str, Callable[[Tensor, int, int], list[float]]] = {
+TRAIN: dict[str, Callable[[Tensor, int, Epochs], None]] = {
     "pythae": train_pythae,
     "lightning": train_lightning,
     "examples": train_examples,
@@ -321,7 +335,6 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--epochs", type=int)
     parser.add_argument("--weights")
     parser.add_argument("--images", type=int)
     parser.add_argument("--samples", type=int)
@@ -330,24 +343,20 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     arrays = np.load(given.data, allow_pickle=False)
-    result: dict[str, Any]
     if given.task == "train":
         grey = torch.from_numpy(arrays["train"])
-        seconds = TRAIN[given.name](grey, given.batch, given.epochs)
-        # The first epoch warms caches and allocators up.
-        result = {"images_per_s": len(grey) / statistics.median(seconds[1:] or seconds)}
-    else:
-        stored = np.load(given.weights, allow_pickle=False)
-        weights = {name: torch.from_numpy(stored[name]) for name in stored.files}
-        x = torch.from_numpy(arrays["test"][: given.images]).float().view(-1, 1, 28, 28)
-        evaluate = EVIDENCE[given.name]
-        evaluate(weights, x[:1], given.batch, given.batch)
-        start = time.perf_counter()
-        values = evaluate(weights, x, given.samples, given.batch)
-        rate = len(x) * given.samples / (time.perf_counter() - start)
-        result = {"samples_per_s": rate, "log_px": values}
-    result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps(result))
+        TRAIN[given.name](grey, given.batch, Epochs(grey.device, 1_000_000, asked=True))
+        return
+    stored = np.load(given.weights, allow_pickle=False)
+    weights = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    x = torch.from_numpy(arrays["test"][: given.images]).float().view(-1, 1, 28, 28)
+    evaluate = EVIDENCE[given.name]
+    evaluate(weights, x[:1], given.batch, given.batch)
+    start = time.perf_counter()
+    values = evaluate(weights, x, given.samples, given.batch)
+    rate = len(x) * given.samples / (time.perf_counter() - start)
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"samples_per_s": rate, "log_px": values, "peak_mb": peak_mb}))
 
 
 if __name__ == "__main__":
