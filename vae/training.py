@@ -226,7 +226,8 @@ class Trainer:
 
     def _goes_by_hand(self) -> bool:
         """Asked once an epoch: at small batches it costs a twentieth of a step."""
-        return not self.uses_ddp and self.module.goes_by_hand(self.config.batch_size)
+        batch_size = min(self.config.batch_size, self.data.num_train)
+        return not self.uses_ddp and self.module.goes_by_hand(batch_size)
 
     @property
     def stepper(self) -> Trainer | GraphedSteps:
