@@ -189,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mnist", type=Path, default=WORK / "torchvision")
     parser.add_argument("--turns", type=int, default=7, help="of training")
-    parser.add_argument("--repetitions", type=int, default=3, help="of log p(x)")
+    parser.add_argument("--repetitions", type=int, default=5, help="of log p(x)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", choices=("evidence", "training"), help="keep the other figures")
     given = parser.parse_args()
