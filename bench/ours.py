@@ -67,8 +67,12 @@ def run_stage(folder: Path, stage: str) -> None:
         raise SystemExit(f"{stage} failed:\n{log_of(folder, stage).read_text()}")
 
 
-def stage_process(folder: Path, stage: str) -> subprocess.Popen[bytes]:
-    """A stage of dvc.yaml, started; what it says goes to `log_of` it."""
+def stage_process(folder: Path, stage: str, *, apart: bool = False) -> subprocess.Popen[bytes]:
+    """A stage of dvc.yaml, started; what it says goes to `log_of` it.
+
+    apart: in a session of its own, which Ctrl-C doesn't reach, so that it may be stopped for a
+    while: else the kernel hangs a group up that has stopped processes and loses its parent.
+    """
     stages = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
     with log_of(folder, stage).open("w") as log:
         return subprocess.Popen(
@@ -77,8 +81,7 @@ def stage_process(folder: Path, stage: str) -> subprocess.Popen[bytes]:
             env={k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"},
             stdout=log,
             stderr=subprocess.STDOUT,
-            # else the kernel hangs the group up that has stopped processes and loses its parent
-            start_new_session=True,
+            start_new_session=apart,
         )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,13 +71,16 @@ class Stage:
         set_training(folder, batch=batch, epochs=1_000_000)
         self.images = count_of(folder)
         before = set(folder.rglob(EPOCHS))
-        self.process = stage_process(folder, "train")
-        while not (
-            new := [log for log in set(folder.rglob(EPOCHS)) - before if log.stat().st_size]
-        ):
-            if self.process.poll() is not None:
-                raise SystemExit(f"train ended:\n{log_of(folder, 'train').read_text()}")
-            time.sleep(POLL_SECONDS)
+        self.log = log_of(folder, "train")
+        self.process = stage_process(folder, "train", apart=True)
+        try:
+            while not (
+                new := [log for log in set(folder.rglob(EPOCHS)) - before if log.stat().st_size]
+            ):
+                self._wait()
+        except BaseException:  # Ctrl-C too, which doesn't reach it
+            self.close()
+            raise
         self.epochs = new[0]
         self._send(signal.SIGSTOP)
 
@@ -87,7 +89,7 @@ class Stage:
         self._send(signal.SIGCONT)
         ends: list[float] = []
         while len(ends) < 3 or ends[-1] - ends[0] < TURN_SECONDS:
-            time.sleep(POLL_SECONDS)
+            self._wait()
             rows = map(json.loads, self.epochs.read_text().rpartition("\n")[0].splitlines())
             # the first to end began before the turn
             ends = [end for row in rows if (end := row["time"]) > start]
@@ -95,13 +97,18 @@ class Stage:
         return self.images * (len(ends) - 1) / (ends[-1] - ends[0])
 
     def close(self) -> None:
-        self._send(signal.SIGCONT)
         tree = self._tree()
+        self._send(signal.SIGCONT)
         self.process.send_signal(signal.SIGINT)
         _, left = psutil.wait_procs(tree, timeout=END_SECONDS)
         for process in left:
             process.kill()
         self.process.wait()
+
+    def _wait(self) -> None:
+        if self.process.poll() is not None:
+            raise SystemExit(f"train ended:\n{self.log.read_text()}")
+        time.sleep(POLL_SECONDS)
 
     def _tree(self) -> list[psutil.Process]:
         try:
@@ -125,5 +132,5 @@ def take_turns(contenders: dict[str, Contender], count: int, what: str) -> dict[
         for name, contender in contenders.items():
             found[name].append(contender.turn())
         rates = ", ".join(f"{name} {rates[-1]:,.0f}" for name, rates in found.items())
-        print(f"{what}, turn {number} of {count}: {rates}", file=sys.stderr, flush=True)
+        print(f"{what}, turn {number} of {count}: {rates}", flush=True)
     return {name: rates[1:] for name, rates in found.items()}
