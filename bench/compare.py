@@ -1,8 +1,8 @@
 """Side by side with what a user would pick instead: `make bench MNIST=<folder>`.
 
-Runs every contender in turn, several times over, each in processes of its own with the same number
-of threads, and writes bench/results.json and the tables of bench/README.md. `MNIST` is the root
-that torchvision.datasets.MNIST takes; it is downloaded there when missing.
+Runs every contender in turn, several times over, each in processes of its own that stay alive, with
+the same number of threads, and writes bench/results.json and the tables of bench/README.md. `MNIST`
+is the root that torchvision.datasets.MNIST takes; it is downloaded there when missing.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import argparse
 import json
 import os
 import platform
-import statistics
-import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +39,10 @@ MARKS = ("<!-- tables begin -->", "<!-- tables end -->")
 BATCHES = (128, 512, 2048)
 TRAINERS = ("ours", "pythae", "lightning", "examples", "bare", "products")
 OURS_BF16 = "ours, bf16"
+PAIRS = (("ours", "pythae"), ("ours", "bare"), ("ours", "products"))
+EVIDENCE_IMAGES = {"ours": 300, OURS_BF16: 300, "pythae": 50, "bare": 80, "products": 300}
+"""As many as take some seconds; of the same noise in both of ours."""
+
 EVIDENCE_BATCH = {"pythae": 1000, "bare": 500, "products": 500}
 """Samples of one image at a time: each contender's fastest of 100, 250, 500, 1000 and 2500."""
 
@@ -72,18 +75,16 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(HERE.parent)}
 
 
-def estimate(name: str, options: list[str]) -> dict[str, Any]:
-    """log p(x) by one contender, in a process of its own."""
+def evidence_command(name: str, threads: int) -> list[str]:
+    """log p(x) by one contender, for each line it gets."""
+    count = EVIDENCE_IMAGES[name]
+    options = ["--images", str(count), "--samples", "5000", "--threads", str(threads)]
     if name.startswith("ours"):
         command = [sys.executable, str(HERE / "ours.py"), str(WORK / "mnist.npz"), *options]
         command += ["--weights", str(WORK / "model")]
-        command += ["--precision", "bf16"] if name == OURS_BF16 else []
-    else:
-        command = peer_command("evidence", name, *options, "--weights", str(WORK / "weights.npz"))
-    done = subprocess.run(command, capture_output=True, text=True, env=environment())
-    if done.returncode:
-        raise SystemExit(f"{name}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+        return [*command, *(["--precision", "bf16"] if name == OURS_BF16 else [])]
+    options += ["--batch", str(EVIDENCE_BATCH[name]), "--weights", str(WORK / "weights.npz")]
+    return peer_command("evidence", name, *options)
 
 
 def compare_training(root: Path, turns: int, threads: int) -> dict[str, Any]:
@@ -103,44 +104,40 @@ def compare_training(root: Path, turns: int, threads: int) -> dict[str, Any]:
     return results
 
 
-def compare_evidence(repetitions: int, threads: int) -> dict[str, Any]:
+def compare_evidence(turns: int, threads: int) -> dict[str, Any]:
     """Images × samples a second on the same weights, and the same images' mean log p(x)."""
-    images = {"ours": 200, OURS_BF16: 200, "pythae": 20, "bare": 40, "products": 100}
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in images}
-    for repetition in range(repetitions):
-        for name, count in images.items():
-            options = ["--images", str(count), "--samples", "5000", "--threads", str(threads)]
-            if name in EVIDENCE_BATCH:
-                options += ["--batch", str(EVIDENCE_BATCH[name])]
-            found[name].append(estimate(name, options))
-            rate = found[name][-1]["samples_per_s"]
-            print(f"log p(x), {repetition + 1} of {repetitions}: {name} {rate:,.0f}", flush=True)
-    ours = np.mean([run["log_px"] for run in found["ours"]], axis=0)
+    with ExitStack() as living:
+        peers: dict[str, Peer] = {}
+        for name in EVIDENCE_IMAGES:
+            peers[name] = Peer(evidence_command(name, threads), environment())
+            living.callback(peers[name].close)
+        rates = take_turns(dict(peers), turns, "log p(x)")
+    found = {
+        name: np.mean([answer["log_px"] for answer in peer.answers], axis=0)
+        for name, peer in peers.items()
+    }
     agreement = {}
     for name in (OURS_BF16, "pythae", "bare"):
-        theirs = np.mean([run["log_px"] for run in found[name]], axis=0)
-        difference = theirs - ours[: len(theirs)]
-        error = difference.std(ddof=1) / len(difference) ** 0.5
+        count = min(len(found[name]), len(found["ours"]))
+        difference = found[name][:count] - found["ours"][:count]
+        error = difference.std(ddof=1) / count**0.5
         agreement[name] = {"mean_difference": difference.mean(), "standard_error": error}
-    for runs in found.values():
-        for run_ in runs:
-            del run_["log_px"]
-    return {"runs": found, "agreement": agreement}
+    peak_mb = {name: peer.answers[-1]["peak_mb"] for name, peer in peers.items()}
+    return {"rates": rates, "agreement": agreement, "peak_mb": peak_mb}
 
 
-def row(rates: dict[str, list[float]], label: str = "") -> str:
-    """A table's row: medians of each contender, and of the turns' ratios of ours to the others."""
-    cells = [label] if label else []
-    cells += [f"{statistics.median(values):,.0f}" for values in rates.values()]
-    for name in ("pythae", "bare", "products"):
-        ratios = [ours / theirs for ours, theirs in zip(rates["ours"], rates[name], strict=True)]
-        cells.append(f"{statistics.median(ratios):.2f}")
-    return "| " + " | ".join(cells) + " |"
-
-
-def heading(*names: str) -> list[str]:
-    cells = [*names, "ours / pythae", "ours / bare", "ours / products"]
-    return ["| " + " | ".join(cells) + " |", "|" + "---|" * len(cells)]
+def table(rows: dict[str, dict[str, list[float]]], pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Medians of the contenders' rates, and of the turns' ratios of pairs; a row for each batch."""
+    names = list(next(iter(rows.values())))
+    lines: list[list[str]] = [["batch", *names, *(f"{one} / {other}" for one, other in pairs)]]
+    lines.append(["---"] * len(lines[0]))
+    for label, rates in rows.items():
+        ratios = (np.divide(rates[one], rates[other]) for one, other in pairs)
+        medians = [f"{np.median(rates[name]):,.0f}" for name in names]
+        lines.append([label, *medians, *(f"{np.median(ratio):.2f}" for ratio in ratios)])
+    if len(rows) == 1:
+        lines = [line[1:] for line in lines]
+    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def tables(results: dict[str, Any]) -> str:
@@ -149,21 +146,15 @@ def tables(results: dict[str, Any]) -> str:
     lines = [
         f"{machine['cpu']}, {machine['threads']} threads, "
         + ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-        + f"; medians of {machine['turns']} turns in training and {machine['repetitions']} of "
-        "log p(x), and of the turns' ratios.",
+        + f"; medians of {machine['turns']} turns, and of the turns' ratios.",
         "",
         "Training, images a second:",
         "",
-        *heading("batch", *TRAINERS),
-        *(row(rates, batch) for batch, rates in results["training"].items()),
-    ]
-    found = results["evidence"]["runs"]
-    lines += [
+        *table(results["training"], PAIRS),
         "",
         "log p(x) by importance sampling, K = 5,000, images × samples a second:",
         "",
-        *heading(*found),
-        row({name: [run["samples_per_s"] for run in runs] for name, runs in found.items()}),
+        *table({"": results["evidence"]["rates"]}, (*PAIRS, (OURS_BF16, "pythae"))),
         "",
     ]
     for name, facts in results["evidence"]["agreement"].items():
@@ -188,8 +179,7 @@ def cpu_name() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mnist", type=Path, default=WORK / "torchvision")
-    parser.add_argument("--turns", type=int, default=7, help="of training")
-    parser.add_argument("--repetitions", type=int, default=5, help="of log p(x)")
+    parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", choices=("evidence", "training"), help="keep the other figures")
     given = parser.parse_args()
@@ -200,20 +190,18 @@ def main() -> None:
         "cpu": cpu_name(),
         "threads": given.threads,
         "turns": given.turns,
-        "repetitions": given.repetitions,
         "versions": {name: version(name) for name in ("torch", "ray", "mlflow")},
     }
     if given.only in (None, "evidence"):
-        results["evidence"] = compare_evidence(given.repetitions, given.threads)
+        results["evidence"] = compare_evidence(given.turns, given.threads)
     if given.only in (None, "training"):
         results["training"] = compare_training(given.mnist, given.turns, given.threads)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    text = README.read_text()
-    before, rest = text.split(MARKS[0])
+    before, rest = README.read_text().split(MARKS[0])
     after = rest.split(MARKS[1])[1]
-    table = tables(results)
-    README.write_text(f"{before}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{after}")
-    print(table)
+    text = tables(results)
+    README.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}")
+    print(text)
 
 
 if __name__ == "__main__":

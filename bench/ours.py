@@ -1,7 +1,8 @@
 """Tightbound, measured as its peers are.
 
 Training is the real stage in a project of its own, so that Ray Train, checkpoints, reports and
-MLflow are in the time. log p(x) is a process whose last line is a JSON object:
+MLflow are in the time. log p(x) is a process that estimates it for each line it gets, and prints a
+JSON object each time:
 
     python bench/ours.py DATA --weights FOLDER --images 200 --samples 5000 --threads 2
 """
@@ -21,7 +22,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -111,20 +111,6 @@ def train_stage(folder: Path, *, batch: int, epochs: int) -> float:
     return count_of(folder) / float(np.diff(ends).mean())
 
 
-def evidence(
-    data: Path, weights: Path, *, images: int, samples: int, precision: str
-) -> dict[str, Any]:
-    """log p(x) by importance sampling from the encoder, as the peers estimate it."""
-    model = load(weights)
-    x = torch.from_numpy(np.load(data, allow_pickle=False)["test"][:images]).view(-1, 1, 28, 28)
-    generator = torch.Generator().manual_seed(0)
-    importance_sampling(model, x[:1], 100, generator=generator, precision=precision)
-    start = time.perf_counter()
-    log_px = importance_sampling(model, x, samples, generator=generator, precision=precision).log_px
-    rate = len(x) * samples / (time.perf_counter() - start)
-    return {"samples_per_s": rate, "log_px": log_px.tolist()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
@@ -135,15 +121,18 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    result = evidence(
-        given.data,
-        given.weights,
-        images=given.images,
-        samples=given.samples,
-        precision=given.precision,
-    )
-    result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps(result))
+    model = load(given.weights)
+    images = np.load(given.data, allow_pickle=False)["test"][: given.images]
+    x = torch.from_numpy(images).view(-1, 1, 28, 28)
+    generator = torch.Generator().manual_seed(0)
+    options = {"generator": generator, "precision": given.precision}
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        log_px = importance_sampling(model, x, given.samples, **options).log_px
+        rate = len(x) * given.samples / (time.perf_counter() - start)
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        answer = {"rate": rate, "log_px": log_px.tolist(), "peak_mb": peak_mb}
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

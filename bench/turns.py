@@ -1,8 +1,8 @@
-"""Contenders of training that live side by side and take turns of some seconds.
+"""Contenders that live side by side and take turns of some seconds.
 
 A shared machine's speed changes by half within a minute, so what is compared must be seconds apart,
-many times over. A peer trains an epoch when it is asked to; of our stage, all processes are stopped
-between its turns, Ray's own too.
+many times over. A peer trains an epoch, or estimates log p(x), when it is asked to; of our stage,
+all processes are stopped between its turns, Ray's own too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 
@@ -28,16 +28,17 @@ EPOCHS = "epochs.jsonl"
 
 class Contender(Protocol):
     def turn(self) -> float:
-        """Train for one turn; images a second, all that happens meanwhile included."""
+        """Work for one turn; the rate of it, all that happens meanwhile included."""
         ...
 
     def close(self) -> None: ...
 
 
 class Peer:
-    """A process that trains one epoch for each line it gets, and prints a line of JSON then."""
+    """A process that works for each line it gets and then prints JSON with its `rate`, a line."""
 
     def __init__(self, command: Sequence[str], environment: dict[str, str]) -> None:
+        self.answers: list[dict[str, Any]] = []
         self.errors = TemporaryFile("w+")  # noqa: SIM115  (closed with the process)
         self.process = subprocess.Popen(
             command,
@@ -54,7 +55,8 @@ class Peer:
         print(file=self.process.stdin, flush=True)
         for line in self.process.stdout:
             if line.startswith("{"):  # what else its library says is not for us
-                return json.loads(line)["images_per_s"]
+                self.answers.append(json.loads(line))
+                return self.answers[-1]["rate"]
         self.errors.seek(0)
         raise SystemExit(f"{self.process.args} ended:\n{self.errors.read()[-2000:]}")
 
@@ -126,7 +128,7 @@ class Stage:
 
 
 def take_turns(contenders: dict[str, Contender], count: int, what: str) -> dict[str, list[float]]:
-    """Images a second of each contender's turns; a first turn warms up and is not counted."""
+    """The rates of each contender's turns; a first turn warms up and is not counted."""
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(count + 1):
         for name, contender in contenders.items():

@@ -12,7 +12,7 @@ Shapes: B examples, K samples, C samples in a chunk, D data values, d latent val
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae.annealing import Bounds, annealed_importance_sampling, bidirectional
+from vae.folded import Folded, LogPxZ, log_px_z_of
 from vae.importance_weights import (
     Evidence,
     WeightStream,
@@ -39,6 +40,7 @@ from vae.noise import (
 )
 from vae.posteriors import CholeskyNormal
 from vae.proposals import make_proposal
+from vae.threads import in_threads
 
 __all__ = [
     "KHAT_LIMIT",
@@ -103,16 +105,13 @@ def importance_sampling(
     x = _on(x, like)
     q = make_proposal(proposal, model, x)
     with torch.inference_mode():
-        source = _Source(model, model.prior(), x, q, generator)
+        source = _Source(model, model.prior(), x, q, generator, precision)
         stream = _new_stream(model, num_samples, x)
         places = torch.arange(len(x), device=like.device)
         parts: list[tuple[Tensor, Evidence]] = []
         for stop in _stops(num_samples, target_se):
-            chunk = _chunk_size(source.x, chunk_size)
-            noise = noise_blocks(source.noise, stop - stream.seen, chunk)
-            with model.products_in(precision):
-                for log_w, log_px_z in joined(map(source.weigh, noise)):
-                    stream.add(log_w, log_px_z)
+            for log_w, log_px_z in joined(source.weights(stop - stream.seen, chunk_size)):
+                stream.add(log_w, log_px_z)
             evidence = stream.evidence()
             done = torch.ones_like(places, dtype=torch.bool)
             if stop < num_samples and target_se is not None:
@@ -134,16 +133,32 @@ class _Source:
     x: Tensor
     q: Distribution
     generator: Generators
+    precision: str
 
     def noise(self, count: int) -> Tensor:
         shape = (count, *self.q.batch_shape, *self.q.event_shape)
         like = next(self.model.parameters())
         return normal_blocks(shape, like=like, generator=self.generator)
 
-    def weigh(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+    def weights(self, count: int, chunk_size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """log w and log p(x|z) of so many samples, in chunks (C, B)."""
+        chunk = _chunk_size(self.x, chunk_size)
+        noise = noise_blocks(self.noise, count, chunk)
+        log_px_z_at = log_px_z_of(self.model, self.x, self.precision)
+        weigh = partial(self.weigh, log_px_z_at)
+        # The first chunks of a thread cost as much as it saves.
+        are_many = count >= 4 * torch.get_num_threads() * chunk
+        with self.model.products_in(self.precision):
+            if are_many and isinstance(log_px_z_at, Folded):
+                yield from in_threads(weigh, noise)
+            else:
+                yield from map(weigh, noise)
+
+    @torch.inference_mode()
+    def weigh(self, log_px_z_at: LogPxZ, eps: Tensor) -> tuple[Tensor, Tensor]:
         """log w and log p(x|z), each (C, B), of noise (C, B, d)."""
         z, log_q = draw_with_log_prob(self.q, eps)
-        log_px_z = self.model.likelihood(z).log_prob(self.x)
+        log_px_z = log_px_z_at(z)
         return log_px_z + self.p.log_prob(z) - log_q, log_px_z
 
     def only(self, chosen: Tensor) -> _Source:
@@ -153,7 +168,7 @@ class _Source:
         q = q.take(chosen) if isinstance(q, CholeskyNormal) else self.model.posterior(x)
         if isinstance(generator, Sequence):
             generator = [own for own, kept in zip(generator, chosen, strict=True) if kept]
-        return _Source(self.model, self.p, x, q, generator)
+        return _Source(self.model, self.p, x, q, generator, self.precision)
 
 
 def _stops(num_samples: int, target_se: float | None) -> list[int]:
@@ -195,8 +210,10 @@ def prior_monte_carlo(
         def draw(count: int) -> Tensor:
             return seeded_sample(p, (count, x.shape[0]), device=like.device, generator=generator)
 
+        log_px_z_at = log_px_z_of(model, x)
+
         def weigh(z: Tensor) -> tuple[Tensor, Tensor]:
-            log_px_z = model.likelihood(z).log_prob(x)
+            log_px_z = log_px_z_at(z)
             return log_px_z, log_px_z
 
         stream = _new_stream(model, num_samples, x)

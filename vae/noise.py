@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
+
+from vae.threads import in_threads
 
 NOISE_BLOCK = 64
 """Samples of each example whose noise is drawn at a time, whatever the chunk size."""
@@ -94,7 +94,7 @@ def _side_by_side(
     share = math.ceil(len(generators) / threads)
     parts = [generators[start : start + share] for start in range(0, len(generators), share)]
     draw = partial(_drawn, shape=shape, dtype=like.dtype)
-    drawn = [eps for part in _pool(os.getpid(), threads).map(draw, parts) for eps in part]
+    drawn = [eps for part in in_threads(draw, parts) for eps in part]
     if like.is_cuda:
         held = torch.empty((len(drawn), *drawn[0].shape), dtype=like.dtype, pin_memory=True)
         sent = torch.stack(drawn, out=held).to(like.device, non_blocking=True)
@@ -110,12 +110,6 @@ def _drawn(
     generators: Sequence[torch.Generator], shape: tuple[int, ...], dtype: torch.dtype
 ) -> list[Tensor]:
     return [torch.randn(shape, dtype=dtype, device=g.device, generator=g) for g in generators]
-
-
-@cache
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """This process's threads for `_side_by_side`; a forked process has none of its parent's."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="noise")
 
 
 def example_generators(x: Tensor, seed: int) -> list[torch.Generator]:

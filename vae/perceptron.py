@@ -63,7 +63,7 @@ def knows(model: VAE) -> bool:
         and not model.upward
         and knows_decoder(model)
         and _is_plain(model.encoder, model.config.activation)
-        and _are_distinct(_layers(model.encoder) + _layers(model.decoder))
+        and _are_distinct(layers_of(model.encoder) + layers_of(model.decoder))
     )
 
 
@@ -133,7 +133,7 @@ def elbo_and_gradient(
     appendix B and C. Raises ValueError for x of another shape.
     """
     model.check_data(x)
-    encoder, decoder = _layers(model.encoder), _layers(model.decoder)
+    encoder, decoder = layers_of(model.encoder), layers_of(model.decoder)
     activation = ACTIVATIONS[model.config.activation]
     x = x.to(model.dtype).flatten(1)
 
@@ -170,7 +170,7 @@ def log_px_z(model: VAE, x: Tensor, z: Tensor) -> Tensor:
     """
     x = x.to(model.dtype).flatten(1)
     activation = ACTIVATIONS[model.config.activation]
-    parameters = [parameter for layer in _layers(model.decoder) for parameter in layer]
+    parameters = [parameter for layer in layers_of(model.decoder) for parameter in layer]
     at_once = samples_at_once(x, {"cpu": CACHED_VALUES})
     parts = [
         _LogPxZ.apply(x, part, activation, *parameters)
@@ -179,8 +179,9 @@ def log_px_z(model: VAE, x: Tensor, z: Tensor) -> Tensor:
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def _layers(network: Encoder | Decoder) -> list[Layer]:
-    layers = [*list(network.body)[::2], network.output]  # of a network that `_is_plain`
+def layers_of(network: Encoder | Decoder) -> list[Layer]:
+    """The affine layers of a network that `knows` or `knows_decoder` vouches for, in order."""
+    layers = [*list(network.body)[::2], network.output]
     return [Layer(layer.weight, layer.bias) for layer in layers]
 
 

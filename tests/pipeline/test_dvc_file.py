@@ -33,7 +33,7 @@ CARRIERS |= {"vae/files.py", "vae/memory.py"}
 DRAWING = {f"pipeline/{name}.py" for name in ("figures", "plots")}
 ESTIMATING = {f"vae/{name}.py" for name in ("annealing", "evidence", "factor_analysis")}
 ESTIMATING |= {f"vae/{name}.py" for name in ("importance_weights", "limits", "noise", "pareto")}
-ESTIMATING.add("vae/proposals.py")
+ESTIMATING |= {"vae/folded.py", "vae/proposals.py", "vae/threads.py"}
 TRAINING = {f"vae/{name}.py" for name in ("checkpoint", "data", "objectives", "training")}
 TRAINING |= {"vae/optimizer.py", "vae/perceptron.py", "vae/ranks.py"}
 TRAINING |= {"vae/cuda_graphs.py", "vae/resampling.py", "vae/shared_sum.py"}

@@ -18,6 +18,7 @@ ALLOWED = {"torch", "numpy", "safetensors", "vae"}
 ORDER = [
     "files",
     "memory",
+    "threads",
     "limits",
     "numerics",
     "distributions",
@@ -27,6 +28,7 @@ ORDER = [
     "posteriors",
     "model",
     "perceptron",
+    "folded",
     "resampling",
     "objectives",
     "factor_analysis",
