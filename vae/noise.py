@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -40,11 +39,13 @@ def noise_blocks(
     pending = draw(NOISE_BLOCK)
     while num_samples > 0:
         wanted = min(chunk_size, num_samples)
-        missing = math.ceil((wanted - pending.shape[0]) / NOISE_BLOCK)
-        if missing > 0:
-            pending = torch.cat([pending, draw(missing * NOISE_BLOCK)])
-        yield pending[:wanted]
-        pending = pending[wanted:]
+        missing = wanted - pending.shape[0]
+        if missing <= 0:
+            chunk, pending = pending[:wanted], pending[wanted:]
+        else:
+            drawn = draw(math.ceil(missing / NOISE_BLOCK) * NOISE_BLOCK)
+            chunk, pending = torch.cat([pending, drawn[:missing]]), drawn[missing:]
+        yield chunk
         num_samples -= wanted
 
 
@@ -76,9 +77,13 @@ def standard_normal(shape: tuple[int, ...], *, like: Tensor, generator: Generato
     """
     if isinstance(generator, Sequence):
         alone = (shape[0], *shape[2:])
-        if len(generator) > 1 and _are_on_cpu(generator):
+        if _are_on_cpu(generator):
             return _side_by_side(alone, like, generator)
-        return torch.stack(_drawn(generator, alone, like.dtype), dim=1).to(like.device)
+        drawn = [
+            torch.randn(alone, dtype=like.dtype, device=own.device, generator=own)
+            for own in generator
+        ]
+        return torch.stack(drawn, dim=1).to(like.device)
     device = like.device if generator is None else generator.device
     return torch.randn(shape, dtype=like.dtype, device=device, generator=generator).to(like.device)
 
@@ -90,26 +95,24 @@ def _side_by_side(
 
     A generator fills a tensor on one core only, and a GPU would wait for it longest of all.
     """
-    threads = torch.get_num_threads()
-    share = math.ceil(len(generators) / threads)
-    parts = [generators[start : start + share] for start in range(0, len(generators), share)]
-    draw = partial(_drawn, shape=shape, dtype=like.dtype)
-    drawn = [eps for part in in_threads(draw, parts) for eps in part]
-    if like.is_cuda:
-        held = torch.empty((len(drawn), *drawn[0].shape), dtype=like.dtype, pin_memory=True)
-        sent = torch.stack(drawn, out=held).to(like.device, non_blocking=True)
-        return sent.transpose(0, 1).contiguous()
-    return torch.stack(drawn, dim=1).to(like.device)
+    places = len(generators), *shape
+    drawn = torch.empty(places, dtype=like.dtype, device="cpu", pin_memory=like.is_cuda)
+
+    @torch.inference_mode()
+    def draw(part: range) -> None:
+        for place in part:
+            drawn[place].normal_(generator=generators[place])
+
+    share = max(1, math.ceil(len(generators) / torch.get_num_threads()))
+    starts = range(0, len(generators), share)
+    parts = (range(start, min(start + share, len(generators))) for start in starts)
+    for _ in in_threads(draw, parts):
+        pass
+    return drawn.to(like.device, non_blocking=True).transpose(0, 1).contiguous()
 
 
 def _are_on_cpu(sources: Sequence[torch.Generator | Tensor]) -> bool:
     return all(source.device.type == "cpu" for source in sources)
-
-
-def _drawn(
-    generators: Sequence[torch.Generator], shape: tuple[int, ...], dtype: torch.dtype
-) -> list[Tensor]:
-    return [torch.randn(shape, dtype=dtype, device=g.device, generator=g) for g in generators]
 
 
 def example_generators(x: Tensor, seed: int) -> list[torch.Generator]:
