@@ -122,8 +122,7 @@ def compare_evidence(turns: int, threads: int) -> dict[str, Any]:
         difference = found[name][:count] - found["ours"][:count]
         error = difference.std(ddof=1) / count**0.5
         agreement[name] = {"mean_difference": difference.mean(), "standard_error": error}
-    peak_mb = {name: peer.answers[-1]["peak_mb"] for name, peer in peers.items()}
-    return {"rates": rates, "agreement": agreement, "peak_mb": peak_mb}
+    return {"rates": rates, "agreement": agreement}
 
 
 def table(rows: dict[str, dict[str, list[float]]], pairs: Sequence[tuple[str, str]]) -> list[str]:

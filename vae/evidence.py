@@ -30,7 +30,7 @@ from vae.importance_weights import (
 )
 from vae.limits import KHAT_LIMIT
 from vae.memory import keep_freed_memory, samples_at_once
-from vae.model import VAE
+from vae.model import PRECISIONS, VAE, check_name
 from vae.noise import (
     Generators,
     block_by_block,
@@ -53,7 +53,8 @@ __all__ = [
 ]
 
 CHUNK_VALUES = {"cpu": 2**20, "cuda": 2**26}
-"""Decoder outputs held at a time by default: the fastest on a CPU, a few hundred MB on a GPU."""
+"""Decoder outputs that a thread holds at a time by default: the fastest on a CPU, a few hundred MB
+on a GPU."""
 
 FIRST_STOP = 256
 STOP_ESS, STOP_KHAT = 200.0, 0.5
@@ -85,7 +86,7 @@ def importance_sampling(
             that its estimate does not depend on the others in the batch. The same generator state
             gives the same noise whatever the chunk size.
         chunk_size: samples of each example decoded at a time; by default as many as keep the
-            decoder's outputs within a fixed memory.
+            decoder's outputs within a fixed memory for each thread.
         proposal: encoder (q as it is), or laplace or refined: a Gaussian fitted to each example's
             posterior first (`vae.proposals`). `elbo` and `log_px_z` are then the proposal's.
         target_se: stop sampling an example at 256, 512, 1024, … samples once its standard error
@@ -96,8 +97,10 @@ def importance_sampling(
 
     Raises:
         ValueError: num_samples or chunk_size below 1, target_se not above 0, or an unknown
-            proposal.
+            proposal or precision.
     """
+    for fault in check_name("precision", precision, PRECISIONS):
+        raise ValueError(fault)
     if target_se is not None and not target_se > 0:
         raise ValueError(f"target_se must be above 0; found {target_se}")
     keep_freed_memory()

@@ -106,9 +106,9 @@ def _side_by_side(
     share = max(1, math.ceil(len(generators) / torch.get_num_threads()))
     starts = range(0, len(generators), share)
     parts = (range(start, min(start + share, len(generators))) for start in starts)
-    for _ in in_threads(draw, parts):
+    for _ in in_threads(draw, parts, with_caller=False):
         pass
-    return drawn.to(like.device, non_blocking=True).transpose(0, 1).contiguous()
+    return drawn.to(like.device, non_blocking=like.is_cuda).transpose(0, 1).contiguous()
 
 
 def _are_on_cpu(sources: Sequence[torch.Generator | Tensor]) -> bool:

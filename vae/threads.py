@@ -20,12 +20,17 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], *, with_caller: bool = True
+) -> Iterator[Result]:
     """Yield `function(item)` of each item, in order; as many at a time as torch has threads here.
 
-    Items are taken as results are, a few ahead; meanwhile the caller's own torch operations run on
-    one core too. What torch keeps for each thread, such as grad mode and autocast, `function` sets
-    itself.
+    Items are taken as results are, a few ahead. What torch keeps for each thread, such as grad mode
+    and autocast, `function` sets itself.
+
+    with_caller: meanwhile the caller's own torch operations run on one core too: threads that wait
+    for their share of one take a core. A thread that is born in the tenth of a millisecond in which
+    this is arranged may keep to one core.
     """
     threads = torch.get_num_threads()
     if threads == 1:
@@ -33,7 +38,8 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
         return
     pool = _pool(os.getpid(), threads)
     waiting: deque[Future[Result]] = deque()
-    _take_one_core(threads)
+    if with_caller:
+        _take_one_core(threads)
     try:
         for item in items:
             waiting.append(pool.submit(function, item))
@@ -44,7 +50,8 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
     finally:
         for future in waiting:
             future.cancel()
-        torch.set_num_threads(threads)
+        if with_caller:
+            torch.set_num_threads(threads)
 
 
 @cache

