@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vae.model import PRECISIONS, VAE
-from vae.perceptron import is_hooked, knows_decoder, layers_of
+from vae.perceptron import ACTIVATIONS, is_hooked, knows_decoder, layers_of
 
 LogPxZ = Callable[[Tensor], Tensor]
 """z (C, B, L) -> log p(x|z), (C, B), in nats, without a gradient."""
@@ -47,7 +47,8 @@ class Folded:
         self.dtype = rounded or model.dtype
         layers = layers_of(model.decoder)
         saturates = model.config.activation == "tanh"
-        self.activation_: Callable[[Tensor], Tensor] = torch.sigmoid_ if saturates else torch.relu_
+        usual = ACTIVATIONS[model.config.activation].apply_
+        self.activation_: Callable[[Tensor], Tensor] = torch.sigmoid_ if saturates else usual
         self.layers: list[tuple[Tensor, Tensor]] = []
         likelier = (model.data_loc > 0.5).to(model.dtype).flatten()  # than not, over all data
         for place, (weight, bias) in enumerate(layers):
