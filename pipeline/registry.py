@@ -23,7 +23,7 @@ from pipeline.gate import CHALLENGER, CHAMPION
 from pipeline.stage import UserError, read_json, run_stage, say
 from pipeline.store import Store, another_may_be_faster, import_mlflow, insist
 
-REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "safetensors")
+REQUIREMENTS = ("mlflow", "torch", "numpy", "numba", "pandas", "safetensors")
 WEIGHTS_TAG = "weights_hash"
 HISTORY_TAG = "champions"  # of the registered model: who was champion, since when, and by what
 TAKEN_BACK_TAG = "taken_back"  # of a version from which a person took the alias

@@ -13,7 +13,7 @@ Shapes: B examples, K samples, C samples in a chunk, D data values, d latent val
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae.annealing import Bounds, annealed_importance_sampling, bidirectional
-from vae.folded import Folded, LogPxZ, log_px_z_of
+from vae.decoding import CompiledDecoder, LogPxZ, log_px_z_of
 from vae.importance_weights import (
     Evidence,
     WeightStream,
@@ -147,12 +147,12 @@ class _Source:
         """log w and log p(x|z) of so many samples, in chunks (C, B)."""
         chunk = _chunk_size(self.x, chunk_size)
         noise = noise_blocks(self.noise, count, chunk)
-        log_px_z_at = log_px_z_of(self.model, self.x, self.precision)
+        log_px_z_at = log_px_z_of(self.model, self.x, self.precision, count)
         weigh = partial(self.weigh, log_px_z_at)
         # The first chunks of a thread cost as much as it saves.
         are_many = count >= 4 * torch.get_num_threads() * chunk
         with self.model.products_in(self.precision):
-            if are_many and isinstance(log_px_z_at, Folded):
+            if are_many and isinstance(log_px_z_at, CompiledDecoder):
                 yield from in_threads(weigh, noise)
             else:
                 yield from map(weigh, noise)
@@ -171,7 +171,7 @@ class _Source:
         q = q.take(chosen) if isinstance(q, CholeskyNormal) else self.model.posterior(x)
         if isinstance(generator, Sequence):
             generator = [own for own, kept in zip(generator, chosen, strict=True) if kept]
-        return _Source(self.model, self.p, x, q, generator, self.precision)
+        return replace(self, x=x, q=q, generator=generator)
 
 
 def _stops(num_samples: int, target_se: float | None) -> list[int]:
@@ -213,7 +213,7 @@ def prior_monte_carlo(
         def draw(count: int) -> Tensor:
             return seeded_sample(p, (count, x.shape[0]), device=like.device, generator=generator)
 
-        log_px_z_at = log_px_z_of(model, x)
+        log_px_z_at = log_px_z_of(model, x, "fp32", num_samples)
 
         def weigh(z: Tensor) -> tuple[Tensor, Tensor]:
             log_px_z = log_px_z_at(z)

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ["dvc", "mlflow", "pandas", "pipeline", "ray"]
-ALLOWED = {"torch", "numpy", "safetensors", "vae"}
+ALLOWED = {"torch", "numba", "numpy", "safetensors", "vae"}
 
 ORDER = [
     "files",
@@ -28,7 +28,8 @@ ORDER = [
     "posteriors",
     "model",
     "perceptron",
-    "folded",
+    "kernels",
+    "decoding",
     "resampling",
     "objectives",
     "factor_analysis",
@@ -78,6 +79,11 @@ def heavy_modules_after(code: str, folder: Path, *paths: Path) -> list[str]:
 
 def test_import_loads_neither_ray_mlflow_dvc_nor_pandas(tmp_path):
     assert heavy_modules_after(IMPORT_ALL, tmp_path) == []
+
+
+def test_numba_is_loaded_where_it_compiles(tmp_path):
+    code = "import json, sys, vae.evidence, vae.training\nprint(json.dumps('numba' in sys.modules))"
+    assert in_a_new_process(code, tmp_path) is False
 
 
 def test_the_package_alone_depends_on_what_vae_imports():

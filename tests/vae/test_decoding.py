@@ -1,0 +1,229 @@
+"""log p(x|z) compiled is the model's own."""
+
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vae import VAE, VAEConfig
+from vae.decoding import CompiledDecoder, log_px_z_of
+from vae.distributions import BernoulliPixels
+from vae.evidence import importance_sampling, prior_monte_carlo
+from vae.noise import example_generators
+
+CONFIG = {
+    "data_shape": (1, 5, 7),
+    "space": "binary",
+    "latent_dim": 3,
+    "likelihood": "bernoulli",
+    "hidden": (8, 7),
+}
+
+
+def model_of(dtype: torch.dtype = torch.float32, **changes) -> VAE:
+    torch.manual_seed(0)
+    model = VAE(VAEConfig(**CONFIG | changes)).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.5 * torch.randn_like(parameter)
+    return model
+
+
+def data_of(model: VAE, count: int = 4) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(2, (count, *model.config.data_shape), generator=generator)
+
+
+def latents_of(model: VAE, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    z = torch.randn(*shape, model.noise_dim, generator=generator, dtype=torch.float64)
+    return 2 * z.to(model.dtype)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vae.decoding.WORTH_COMPILING", 0)
+
+
+def both_ways(
+    model: VAE, precision: str = "fp32", x: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """log p(x|z) compiled, in float32, and the model's own in float64."""
+    x = data_of(model) if x is None else x
+    z = latents_of(model, 6, 4)
+    log_px_z_at = log_px_z_of(model, x, precision, 6)
+    assert isinstance(log_px_z_at, CompiledDecoder)
+    with torch.inference_mode():
+        with model.products_in(precision):
+            found = log_px_z_at(z)
+        p_x = deepcopy(model).double().likelihood(z.double())
+    assert isinstance(p_x, BernoulliPixels)
+    return found.double(), p_x.values_log_prob(x).flatten(2).sum(-1)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("hidden", [(), (8,), (8, 7), (5, 6, 7)])
+@pytest.mark.parametrize("data_shape", [(1, 5, 7), (16,), (3,), (1,), (1001,), (3, 20, 50)])
+def test_it_is_the_model_s_own(compiled, activation, hidden, data_shape):
+    model = model_of(activation=activation, hidden=hidden, data_shape=data_shape)
+    torch.testing.assert_close(*both_ways(model), rtol=1e-5, atol=1e-5)
+
+
+def test_of_the_latents_next_to_the_data(compiled):
+    model = model_of(latent_dim=(3, 2))
+    torch.testing.assert_close(*both_ways(model), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("logit", [0.0, 8.0, 21.0, 22.0, 30.0, 86.0, 87.0, 99.0, 2000.0, 1e30])
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_certain_pixels(compiled, precision, sign, logit):
+    """Right and wrong ones, in one example each: some of both, all right, all wrong."""
+    model = model_of()
+    with torch.no_grad():
+        model.decoder.output.weight.mul_(0.01)
+        model.decoder.output.bias.fill_(sign * logit)
+    bits = torch.stack([*data_of(model, 2), torch.zeros(1, 5, 7), torch.ones(1, 5, 7)])
+    found, expected = both_ways(model, precision, bits)
+    digits = {"fp32": 1e-6, "bf16": 1e-3}[precision]
+    torch.testing.assert_close(found, expected, rtol=digits, atol=digits)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("place", ["decoder.body.0.bias", "decoder.output.bias"])
+def test_what_is_no_number_is_seen(compiled, place, activation, precision, value):
+    """A broken model's log p(x|z) isn't made a number."""
+    model = model_of(activation=activation)
+    with torch.no_grad():
+        model.get_parameter(place).flatten()[-1] = value
+    found, expected = both_ways(model, precision)
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1, equal_nan=True)
+    assert found.isnan().any() or not math.isnan(value)
+
+
+def test_bf16_errs_by_about_as_much_as_the_model_s_own_bf16(compiled):
+    model = model_of(hidden=(200, 200), data_shape=(1, 28, 28), latent_dim=20)
+    found, exact = both_ways(model, "bf16")
+    with torch.inference_mode(), model.products_in("bf16"):
+        expected = model.likelihood(latents_of(model, 6, 4)).log_prob(data_of(model))
+    own = (expected - exact).square().mean().sqrt()
+    assert 0.01 < own < 2
+    assert (found - exact).square().mean().sqrt() < 1.2 * own
+
+
+def test_nothing_of_the_model_is_changed(compiled):
+    model = model_of(hidden=())
+    before = [parameter.clone() for parameter in model.parameters()]
+    x = data_of(model).float()
+    z = latents_of(model, 6, 4)
+    kept, kept_z = x.clone(), z.clone()
+    log_px_z_of(model, x, "fp32", 6)(z)
+    assert torch.equal(x, kept)
+    assert torch.equal(z, kept_z)
+    for parameter, value in zip(model.parameters(), before, strict=True):
+        assert torch.equal(parameter, value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"activation": "silu"},
+        {"network": "conv"},
+        {"space": "continuous", "likelihood": "gaussian"},
+        {"dtype": torch.float64},
+    ],
+    ids=["silu", "conv", "gaussian", "float64"],
+)
+def test_other_models_are_asked_themselves(compiled, changes):
+    model = model_of(**changes)
+    log_px_z_at = log_px_z_of(model, data_of(model), "fp32", 6)
+    assert not isinstance(log_px_z_at, CompiledDecoder)
+    z = latents_of(model, 6, 4)
+    with torch.inference_mode():
+        expected = model.likelihood(z).log_prob(data_of(model))
+        assert torch.equal(log_px_z_at(z), expected)
+
+
+def test_it_is_compiled_once_there_has_been_work_enough(monkeypatch):
+    monkeypatch.setattr("vae.decoding.WORTH_COMPILING", 1000)
+    monkeypatch.setattr("vae.decoding._taken", 0)
+    model = model_of()
+    x = data_of(model)  # 4 times 35 pixels
+    found = [log_px_z_of(model, x, "fp32", samples) for samples in (2, 5, 1, 1)]
+    assert [isinstance(each, CompiledDecoder) for each in found] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("part", ["decoder", "encoder", "decoder.output", "posterior_family"])
+def test_a_model_with_hooks_is_asked_itself(compiled, part):
+    model = model_of()
+    calls: list[nn.Module] = []
+    model.get_submodule(part).register_forward_hook(lambda module, *_: calls.append(module))
+    assert not isinstance(log_px_z_of(model, data_of(model), "fp32", 6), CompiledDecoder)
+    importance_sampling(model, data_of(model), 10)
+    assert calls
+
+
+# --- evidence ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def threads(compiled):
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("own", [False, True], ids=["one generator", "one for each example"])
+def test_any_number_of_threads_gives_the_same_evidence(own, precision, threads):
+    model = model_of()
+    x = data_of(model, 50)
+
+    def estimate(number: int):
+        threads(number)
+        noise = example_generators(x, 3) if own else torch.Generator().manual_seed(3)
+        found = importance_sampling(
+            model, x, 300, generator=noise, chunk_size=5, precision=precision
+        )
+        assert torch.get_num_threads() == number
+        return found
+
+    alone = estimate(1)
+    for number in (2, 3):
+        torch.testing.assert_close(vars(estimate(number)), vars(alone), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_every_sample_is_decoded_once_and_no_more_than_a_chunk_at_a_time(
+    number, threads, monkeypatch
+):
+    threads(number)
+    model = model_of()
+    x = data_of(model, 20)
+    decoded: list[tuple[int, ...]] = []
+    decode = CompiledDecoder.__call__
+
+    def counted(self: CompiledDecoder, z: Tensor) -> Tensor:
+        decoded.append(tuple(z.shape))
+        return decode(self, z)
+
+    monkeypatch.setattr(CompiledDecoder, "__call__", counted)
+    importance_sampling(model, x, 201, chunk_size=4)
+    assert sorted(decoded) == [(1, 20, 3), *[(4, 20, 3)] * 50]
+
+
+@pytest.mark.parametrize("estimator", [importance_sampling, prior_monte_carlo])
+def test_evidence_is_that_of_the_model_s_own(estimator, monkeypatch):
+    model = model_of()
+    x = data_of(model, 20)
+
+    def estimate():
+        return estimator(model, x, 500, generator=torch.Generator().manual_seed(3))
+
+    own = estimate()
+    monkeypatch.setattr("vae.decoding.WORTH_COMPILING", 0)
+    torch.testing.assert_close(vars(estimate()), vars(own), rtol=1e-4, atol=1e-4)

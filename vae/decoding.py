@@ -1,0 +1,72 @@
+"""log p(x|z) of few examples under many z: by the model, or compiled where there is much to do.
+
+Shapes: B examples, C samples, D data values, L latent values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vae.model import PRECISIONS, VAE
+from vae.perceptron import is_hooked, knows_decoder, layers_of
+
+LogPxZ = Callable[[Tensor], Tensor]
+"""z (C, B, L) -> log p(x|z), (C, B), in nats, without a gradient."""
+
+WORTH_COMPILING = 2**29
+"""Decoder outputs that take about as long as importing Numba and compiling: two seconds."""
+
+_taken = 0  # decoder outputs of this process so far, of models that could be compiled
+
+
+def log_px_z_of(model: VAE, x: Tensor, precision: str, num_samples: int) -> LogPxZ:
+    """log p(x|z) as a function of z: by a `CompiledDecoder`, or by the model.
+
+    A process compiles once it has had as much work as compiling is; from then on results may differ
+    by rounding.
+    x: (B, *data_shape), 0 or 1 for Bernoulli pixels. precision: of the decoder's matrix products, a
+    name in `vae.model.PRECISIONS`; call the function within `VAE.products_in` of the same.
+    num_samples: how many z there will be for each example.
+    """
+    global _taken
+    if (
+        len(x)
+        and knows_decoder(model)
+        and model.dtype == torch.float32
+        and not any(map(is_hooked, model.modules()))
+    ):
+        _taken += num_samples * x.numel()
+        if _taken >= WORTH_COMPILING:
+            return CompiledDecoder(model, x, precision)
+    return lambda z: model.likelihood(z).log_prob(x)
+
+
+class CompiledDecoder:
+    """`log_px_z_of` a perceptron in float32 with Bernoulli pixels. Threads may share it.
+
+    torch takes the matrix products, Numba what comes between and after them, in one pass each.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: VAE, x: Tensor, precision: str) -> None:
+        from vae.kernels import kernels_for, signs_of  # most processes need no Numba
+
+        self.dtype = PRECISIONS[precision] or torch.float32
+        self.kernels = kernels_for(self.dtype, model.config.activation)
+        self.signs = signs_of(x)
+        self.num_inputs = model.config.latent_dims[0]
+        layers = layers_of(model.decoder)
+        self.weights = [layer.weight.t().to(self.dtype) for layer in layers]
+        self.biases = [layer.bias.numpy(force=True) for layer in layers]
+
+    def __call__(self, z: Tensor) -> Tensor:
+        values = z[..., : self.num_inputs].flatten(0, -2).to(self.dtype)
+        for weight, bias in zip(self.weights[:-1], self.biases, strict=False):
+            values = self.kernels.activate_(values @ weight, bias)
+        sums = self.kernels.bernoulli_log_prob(
+            values @ self.weights[-1], self.biases[-1], self.signs
+        )
+        return sums.view(z.shape[:-1])
