@@ -6,6 +6,7 @@ Shapes: B examples, C samples, D data values, L latent values.
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import local
 
 import torch
 from torch import Tensor
@@ -50,7 +51,6 @@ class CompiledDecoder:
     torch takes the matrix products, Numba what comes between and after them, in one pass each.
     """
 
-    @torch.no_grad()
     def __init__(self, model: VAE, x: Tensor, precision: str) -> None:
         from vae.kernels import kernels_for, signs_of  # most processes need no Numba
 
@@ -59,14 +59,24 @@ class CompiledDecoder:
         self.signs = signs_of(x)
         self.num_inputs = model.config.latent_dims[0]
         layers = layers_of(model.decoder)
-        self.weights = [layer.weight.t().to(self.dtype) for layer in layers]
+        self.weights = [layer.weight.detach().t().to(self.dtype) for layer in layers]
         self.biases = [layer.bias.numpy(force=True) for layer in layers]
+        self.own = local()  # each thread's; memory of this size taken anew each time grows holes
 
     def __call__(self, z: Tensor) -> Tensor:
         values = z[..., : self.num_inputs].flatten(0, -2).to(self.dtype)
-        for weight, bias in zip(self.weights[:-1], self.biases, strict=False):
-            values = self.kernels.activate_(values @ weight, bias)
-        sums = self.kernels.bernoulli_log_prob(
-            values @ self.weights[-1], self.biases[-1], self.signs
-        )
+        *hidden, logits = self._products_of(len(values))
+        for weight, bias, products in zip(self.weights, self.biases, hidden, strict=False):
+            values = self.kernels.activate_(torch.mm(values, weight, out=products), bias)
+        torch.mm(values, self.weights[-1], out=logits)
+        sums = self.kernels.bernoulli_log_prob(logits, self.biases[-1], self.signs)
         return sums.view(z.shape[:-1])
+
+    def _products_of(self, rows: int) -> list[Tensor]:
+        """Where this thread puts what each layer puts out, (rows, outputs)."""
+        if getattr(self.own, "rows", 0) < rows:
+            self.own.rows = rows
+            self.own.products = [
+                torch.empty(rows, weight.shape[1], dtype=self.dtype) for weight in self.weights
+            ]
+        return [products[:rows] for products in self.own.products]
