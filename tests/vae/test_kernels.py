@@ -25,16 +25,16 @@ def test_softplus_to_float32_s_own_rounding(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("fraction", [0.01, 0.25, 0.49, 0.51, 0.75, 0.99])
 def test_no_number_of_pixels_is_too_many(dtype, fraction):
-    """Each four of them have a product with a mantissa of 2^fraction: all together 2^1000 and more."""
+    """Four have a product with a mantissa of 2^fraction: all of them are 2^300 or 2^-300."""
     logit = torch.tensor(2 ** (fraction / 4) - 1).log().to(dtype)
-    columns = 4 * math.ceil(1000 / min(fraction, 1 - fraction))
+    columns = 4 * math.ceil(300 / min(fraction, 1 - fraction))
     found = kernels_for(dtype, "tanh").bernoulli_log_prob(
         logit.expand(2, columns).contiguous(),
         np.zeros(columns, np.float32),
         signs_of(torch.zeros(1, columns)),
     )
     expected = -columns * softplus(logit.double()).expand(2)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=6e-8 * columns)
+    torch.testing.assert_close(found.double(), expected, rtol=3e-6, atol=6e-8 * columns)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
