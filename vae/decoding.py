@@ -1,11 +1,10 @@
-"""log p(x|z) of few examples under many z: by the model, or compiled where there is much to do.
+"""log p(x|z) of few examples under many z, compiled.
 
-Shapes: B examples, C samples, D data values, L latent values.
+Shapes: B examples, C samples, L latent values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from threading import local
 
 import torch
@@ -14,41 +13,41 @@ from torch import Tensor
 from vae.model import PRECISIONS, VAE
 from vae.perceptron import is_hooked, knows_decoder, layers_of
 
-LogPxZ = Callable[[Tensor], Tensor]
-"""z (C, B, L) -> log p(x|z), (C, B), in nats, without a gradient."""
-
 WORTH_COMPILING = 2**29
 """Decoder outputs that take about as long as importing Numba and compiling: two seconds."""
 
 _taken = 0  # decoder outputs of this process so far, of models that could be compiled
 
 
-def log_px_z_of(model: VAE, x: Tensor, precision: str, num_samples: int) -> LogPxZ:
-    """log p(x|z) as a function of z: by a `CompiledDecoder`, or by the model.
+def compiled_decoder(
+    model: VAE, x: Tensor, precision: str, num_samples: int
+) -> CompiledDecoder | None:
+    """The model's `CompiledDecoder`, where it can have one and it is worth it, or None.
 
-    A process compiles once it has had as much work as compiling is; from then on results may differ
-    by rounding.
-    x: (B, *data_shape), 0 or 1 for Bernoulli pixels. precision: of the decoder's matrix products, a
-    name in `vae.model.PRECISIONS`; call the function within `VAE.products_in` of the same.
-    num_samples: how many z there will be for each example.
+    x: (B, *data_shape). precision: of the matrix products, a name in `vae.model.PRECISIONS`.
+    num_samples: how many z there will be for each example; a process compiles once it has had as
+    much work as compiling is.
     """
     global _taken
-    if (
+    if not (
         len(x)
         and knows_decoder(model)
         and model.dtype == torch.float32
+        and x.shape[1:] == model.config.data_shape
         and not any(map(is_hooked, model.modules()))
     ):
-        _taken += num_samples * x.numel()
-        if _taken >= WORTH_COMPILING:
-            return CompiledDecoder(model, x, precision)
-    return lambda z: model.likelihood(z).log_prob(x)
+        return None
+    _taken += num_samples * x.numel()
+    if _taken < WORTH_COMPILING or not ((x == 0) | (x == 1)).all():
+        return None
+    return CompiledDecoder(model, x, precision)
 
 
 class CompiledDecoder:
-    """`log_px_z_of` a perceptron in float32 with Bernoulli pixels. Threads may share it.
+    """log p(x|z) as a function of z, of a perceptron in float32 with Bernoulli pixels.
 
-    torch takes the matrix products, Numba what comes between and after them, in one pass each.
+    z (C, B, L) -> (C, B), in nats, without a gradient. torch takes the matrix products, Numba what
+    comes between and after them, in one pass each and on one core; threads may share it.
     """
 
     def __init__(self, model: VAE, x: Tensor, precision: str) -> None:
@@ -60,9 +59,10 @@ class CompiledDecoder:
         self.num_inputs = model.config.latent_dims[0]
         layers = layers_of(model.decoder)
         self.weights = [layer.weight.detach().t().to(self.dtype) for layer in layers]
-        self.biases = [layer.bias.numpy(force=True) for layer in layers]
+        self.biases = [layer.bias.contiguous().numpy(force=True) for layer in layers]
         self.own = local()  # each thread's; memory of this size taken anew each time grows holes
 
+    @torch.inference_mode()
     def __call__(self, z: Tensor) -> Tensor:
         values = z[..., : self.num_inputs].flatten(0, -2).to(self.dtype)
         *hidden, logits = self._products_of(len(values))
@@ -75,8 +75,8 @@ class CompiledDecoder:
     def _products_of(self, rows: int) -> list[Tensor]:
         """Where this thread puts what each layer puts out, (rows, outputs)."""
         if getattr(self.own, "rows", 0) < rows:
-            self.own.rows = rows
             self.own.products = [
                 torch.empty(rows, weight.shape[1], dtype=self.dtype) for weight in self.weights
             ]
+            self.own.rows = rows
         return [products[:rows] for products in self.own.products]

@@ -12,7 +12,7 @@ Shapes: B examples, K samples, C samples in a chunk, D data values, d latent val
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae.annealing import Bounds, annealed_importance_sampling, bidirectional
-from vae.decoding import CompiledDecoder, LogPxZ, log_px_z_of
+from vae.decoding import compiled_decoder
 from vae.importance_weights import (
     Evidence,
     WeightStream,
@@ -76,7 +76,9 @@ def importance_sampling(
     """log p(x) with the model's posterior q(z|x) as proposal (Rezende et al. 2014, appendix E).
 
     Encodes x once and decodes num_samples x B latents, `chunk_size` samples of every example at a
-    time; the sums are streamed, so memory does not grow with num_samples.
+    time; the sums are streamed, so memory does not grow with num_samples. Once a process has had
+    seconds of work with perceptrons of Bernoulli pixels, it compiles them (`vae.decoding`): from
+    then on the same call may differ by rounding.
 
     Args:
         model: a VAE; its parameters' dtype and device decide.
@@ -147,18 +149,22 @@ class _Source:
         """log w and log p(x|z) of so many samples, in chunks (C, B)."""
         chunk = _chunk_size(self.x, chunk_size)
         noise = noise_blocks(self.noise, count, chunk)
-        log_px_z_at = log_px_z_of(self.model, self.x, self.precision, count)
-        weigh = partial(self.weigh, log_px_z_at)
-        # The first chunks of a thread cost as much as it saves.
-        are_many = count >= 4 * torch.get_num_threads() * chunk
+        compiled = None
+        # The first chunks of a thread cost as much as it saves, and what is compiled has one core.
+        if count >= 4 * torch.get_num_threads() * chunk:
+            compiled = compiled_decoder(self.model, self.x, self.precision, count)
         with self.model.products_in(self.precision):
-            if are_many and isinstance(log_px_z_at, CompiledDecoder):
-                yield from in_threads(weigh, noise)
+            if compiled is not None:
+                yield from in_threads(partial(self.weigh, compiled), noise)
             else:
-                yield from map(weigh, noise)
+                yield from map(partial(self.weigh, self.log_px_z), noise)
+
+    def log_px_z(self, z: Tensor) -> Tensor:
+        """The model's own log p(x|z), (C, B), of z (C, B, d)."""
+        return self.model.likelihood(z).log_prob(self.x)
 
     @torch.inference_mode()
-    def weigh(self, log_px_z_at: LogPxZ, eps: Tensor) -> tuple[Tensor, Tensor]:
+    def weigh(self, log_px_z_at: Callable[[Tensor], Tensor], eps: Tensor) -> tuple[Tensor, Tensor]:
         """log w and log p(x|z), each (C, B), of noise (C, B, d)."""
         z, log_q = draw_with_log_prob(self.q, eps)
         log_px_z = log_px_z_at(z)
@@ -213,10 +219,8 @@ def prior_monte_carlo(
         def draw(count: int) -> Tensor:
             return seeded_sample(p, (count, x.shape[0]), device=like.device, generator=generator)
 
-        log_px_z_at = log_px_z_of(model, x, "fp32", num_samples)
-
         def weigh(z: Tensor) -> tuple[Tensor, Tensor]:
-            log_px_z = log_px_z_at(z)
+            log_px_z = model.likelihood(z).log_prob(x)
             return log_px_z, log_px_z
 
         stream = _new_stream(model, num_samples, x)

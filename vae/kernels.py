@@ -52,7 +52,8 @@ _compiled: Any = partial(numba.njit, nogil=True, error_model="numpy")
 
 
 # LLVM makes vectors of these loops as they are: min and max instead of comparisons, shifts by
-# constants, sums and products in any order. NaN stays NaN: `_exp2` and `excess` see to it.
+# constants, sums and products in any order. NaN, as arithmetic makes it, stays NaN: `_exp2` and
+# `excess` see to it. Nothing checks bounds.
 
 
 @_compiled(fastmath={"contract"})
@@ -118,7 +119,8 @@ kernels_for = cache(Kernels)
 
 def signs_of(x: Tensor) -> Bits:
     """What gives the logit of a pixel that is 1 another sign. x: (B, *data_shape), 0 or 1."""
-    return np.where(x.flatten(1).numpy(force=True) > 0.5, SIGN, uint32(0))
+    is_one = x.flatten(1).numpy(force=True) > 0.5
+    return np.ascontiguousarray(np.where(is_one, SIGN, uint32(0)))
 
 
 SHIFTS = {"uint16": uint32(16), "uint32": uint32(0)}

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from vae import VAE, VAEConfig
-from vae.decoding import CompiledDecoder, log_px_z_of
+from vae.decoding import CompiledDecoder, compiled_decoder
 from vae.distributions import BernoulliPixels
-from vae.evidence import importance_sampling, prior_monte_carlo
+from vae.evidence import importance_sampling
 from vae.noise import example_generators
 
 CONFIG = {
@@ -53,14 +53,13 @@ def both_ways(
     """log p(x|z) compiled, in float32, and the model's own in float64."""
     x = data_of(model) if x is None else x
     z = latents_of(model, 6, 4)
-    log_px_z_at = log_px_z_of(model, x, precision, 6)
-    assert isinstance(log_px_z_at, CompiledDecoder)
+    compiled = compiled_decoder(model, x, precision, 6)
+    assert compiled is not None
+    found = compiled(z)
     with torch.inference_mode():
-        with model.products_in(precision):
-            found = log_px_z_at(z)
         p_x = deepcopy(model).double().likelihood(z.double())
     assert isinstance(p_x, BernoulliPixels)
-    return found.double(), p_x.values_log_prob(x).flatten(2).sum(-1)
+    return found.double(), p_x.values_log_prob(x.double()).flatten(2).sum(-1)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
@@ -121,7 +120,9 @@ def test_nothing_of_the_model_is_changed(compiled):
     x = data_of(model).float()
     z = latents_of(model, 6, 4)
     kept, kept_z = x.clone(), z.clone()
-    log_px_z_of(model, x, "fp32", 6)(z)
+    found = compiled_decoder(model, x, "fp32", 6)
+    assert found is not None
+    found(z)
     assert torch.equal(x, kept)
     assert torch.equal(z, kept_z)
     for parameter, value in zip(model.parameters(), before, strict=True):
@@ -138,14 +139,37 @@ def test_nothing_of_the_model_is_changed(compiled):
     ],
     ids=["silu", "conv", "gaussian", "float64"],
 )
-def test_other_models_are_asked_themselves(compiled, changes):
+def test_other_models_are_not_compiled(compiled, changes):
     model = model_of(**changes)
-    log_px_z_at = log_px_z_of(model, data_of(model), "fp32", 6)
-    assert not isinstance(log_px_z_at, CompiledDecoder)
-    z = latents_of(model, 6, 4)
-    with torch.inference_mode():
-        expected = model.likelihood(z).log_prob(data_of(model))
-        assert torch.equal(log_px_z_at(z), expected)
+    assert compiled_decoder(model, data_of(model), "fp32", 6) is None
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.full((4, 1, 5, 7), 0.5),
+        torch.full((4, 1, 5, 7), math.nan),
+        torch.zeros(4, 35),
+        torch.zeros(4, 1, 5, 1),
+        torch.zeros(0, 1, 5, 7),
+    ],
+    ids=["between", "nan", "flat", "narrow", "none"],
+)
+def test_data_that_it_can_t_read_is_left_to_the_model(compiled, x):
+    assert compiled_decoder(model_of(), x, "fp32", 6) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.bool])
+def test_memory_in_any_order(compiled, dtype):
+    """As of a table's columns, and of a parameter that is a part of another."""
+    model = model_of(data_shape=(35,))
+    bias = torch.randn(35, 2)[:, 0]
+    model.decoder.output.bias = nn.Parameter(bias)
+    assert not bias.is_contiguous()
+    x = data_of(model).t().contiguous().t()
+    assert not x.is_contiguous()
+    torch.testing.assert_close(*both_ways(model, x=x.to(dtype)), rtol=1e-5, atol=1e-5)
+    importance_sampling(model, x.to(dtype), 100, chunk_size=4)
 
 
 def test_it_is_compiled_once_there_has_been_work_enough(monkeypatch):
@@ -153,8 +177,8 @@ def test_it_is_compiled_once_there_has_been_work_enough(monkeypatch):
     monkeypatch.setattr("vae.decoding._taken", 0)
     model = model_of()
     x = data_of(model)  # 4 times 35 pixels
-    found = [log_px_z_of(model, x, "fp32", samples) for samples in (2, 5, 1, 1)]
-    assert [isinstance(each, CompiledDecoder) for each in found] == [False, False, True, True]
+    found = [compiled_decoder(model, x, "fp32", samples) for samples in (2, 5, 1, 1)]
+    assert [each is not None for each in found] == [False, False, True, True]
 
 
 @pytest.mark.parametrize("part", ["decoder", "encoder", "decoder.output", "posterior_family"])
@@ -162,7 +186,7 @@ def test_a_model_with_hooks_is_asked_itself(compiled, part):
     model = model_of()
     calls: list[nn.Module] = []
     model.get_submodule(part).register_forward_hook(lambda module, *_: calls.append(module))
-    assert not isinstance(log_px_z_of(model, data_of(model), "fp32", 6), CompiledDecoder)
+    assert compiled_decoder(model, data_of(model), "fp32", 6) is None
     importance_sampling(model, data_of(model), 10)
     assert calls
 
@@ -216,13 +240,29 @@ def test_every_sample_is_decoded_once_and_no_more_than_a_chunk_at_a_time(
     assert sorted(decoded) == [(1, 20, 3), *[(4, 20, 3)] * 50]
 
 
-@pytest.mark.parametrize("estimator", [importance_sampling, prior_monte_carlo])
-def test_evidence_is_that_of_the_model_s_own(estimator, monkeypatch):
+def test_few_samples_are_left_to_the_model(threads, monkeypatch):
+    """What is compiled has one core for each thread."""
+    threads(3)
+    model = model_of()
+    x = data_of(model, 20)
+    counts: list[object] = []
+
+    def counted(*arguments: object) -> None:
+        counts.append(arguments[-1])
+
+    monkeypatch.setattr("vae.evidence.compiled_decoder", counted)
+    for samples in (47, 48):
+        importance_sampling(model, x, samples, chunk_size=4)
+    assert counts == [48]
+
+
+def test_evidence_is_that_of_the_model_s_own(monkeypatch):
     model = model_of()
     x = data_of(model, 20)
 
     def estimate():
-        return estimator(model, x, 500, generator=torch.Generator().manual_seed(3))
+        generator = torch.Generator().manual_seed(3)
+        return importance_sampling(model, x, 500, generator=generator, chunk_size=10)
 
     own = estimate()
     monkeypatch.setattr("vae.decoding.WORTH_COMPILING", 0)
