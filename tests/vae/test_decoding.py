@@ -12,6 +12,7 @@ from vae.decoding import CompiledDecoder, compiled_decoder
 from vae.distributions import BernoulliPixels
 from vae.evidence import importance_sampling
 from vae.noise import example_generators
+from vae.perceptron import ACTIVATIONS
 
 CONFIG = {
     "data_shape": (1, 5, 7),
@@ -62,7 +63,7 @@ def both_ways(
     return found.double(), p_x.values_log_prob(x.double()).flatten(2).sum(-1)
 
 
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("hidden", [(), (8,), (8, 7), (5, 6, 7)])
 @pytest.mark.parametrize("data_shape", [(1, 5, 7), (16,), (3,), (1,), (1001,), (3, 20, 50)])
 def test_it_is_the_model_s_own(compiled, activation, hidden, data_shape):
@@ -92,7 +93,7 @@ def test_certain_pixels(compiled, precision, sign, logit):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("place", ["decoder.body.0.bias", "decoder.output.bias"])
 def test_what_is_no_number_is_seen(compiled, place, activation, precision, value):
     """A broken model's log p(x|z) isn't made a number."""
