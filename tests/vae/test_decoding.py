@@ -115,6 +115,19 @@ def test_bf16_errs_by_about_as_much_as_the_model_s_own_bf16(compiled):
     assert (found - exact).square().mean().sqrt() < 1.2 * own
 
 
+def test_a_thread_keeps_the_memory_of_its_products(compiled):
+    model = model_of()
+    decoder = compiled_decoder(model, data_of(model), "fp32", 6)
+    assert decoder is not None
+    places: list[list[int]] = []
+    for samples in (6, 6, 2):
+        decoder(latents_of(model, samples, 4))
+        places.append([products.data_ptr() for products in decoder.own.products])
+    assert places[0] == places[1] == places[2]
+    decoder(latents_of(model, 7, 4))
+    assert [len(products) for products in decoder.own.products] == [28, 28, 28]
+
+
 def test_nothing_of_the_model_is_changed(compiled):
     model = model_of(hidden=())
     before = [parameter.clone() for parameter in model.parameters()]
