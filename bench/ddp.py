@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.worker import build_model
-from vae import shared_sum
+from vae import shared_memory
 from vae.data import Dataset
 from vae.model import VAEConfig
 from vae.objectives import Objective
@@ -54,7 +54,7 @@ def work(side: Side, rank: int, meet: str, args: argparse.Namespace, turns: Conn
     """A rank's process: for each (batch size, steps) that arrives, the seconds that they take."""
     torch.set_num_threads(side.threads)
     if args.gloo:
-        shared_sum.LARGEST = 0
+        shared_memory.LARGEST = 0
     if side.ranks > 1:
         dist.init_process_group(
             "gloo", init_method=f"file://{meet}", rank=rank, world_size=side.ranks

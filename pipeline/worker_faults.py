@@ -8,7 +8,7 @@ DEATH = "its process died: killed, out of memory, or its node was lost"
 SILENCE = "its process did not answer for minutes: stopped, or starved of its machine"
 _SILENCES = ("ActorUnavailableError",)
 _DEATHS = ("actor is dead", "actor died", "ActorDiedError", "worker died", "WorkerCrashedError")
-_DEATHS += ("another worker of this training ended",)  # vae/shared_sum.py, in those that are left
+_DEATHS += ("another worker of this training ended",)  # vae.shared_memory, in those that are left
 # Of Python, of torch on CPU and on a GPU, and of Ray, which ends what would starve its node.
 _MEMORY = (
     "MemoryError",

@@ -25,8 +25,8 @@ QUINTIC, REPEATS = (3.4445, -4.7750, 2.0315), 3
 class AdamW:
     """Adam with decoupled weight decay (Kingma and Ba, 2015; Loshchilov and Hutter, 2019).
 
-    tensors: "<parameter>/<slot>" → the state, as a checkpoint holds it; those given are copied.
-    A parameter without a gradient is left alone.
+    tensors: "<parameter>/<slot>" → the state, as a checkpoint holds it; those given are copied,
+    those missing begin. A parameter without a gradient is left alone.
     """
 
     def __init__(
@@ -43,6 +43,13 @@ class AdamW:
             key: value.clone().to(self.parameters[key.rpartition("/")[0]].device)
             for key, value in (tensors or {}).items()
         }
+        for name, parameter in self.parameters.items():
+            for slot, value in self._first_state(name, parameter).items():
+                self.tensors.setdefault(f"{name}/{slot}", value)
+
+    def _first_state(self, name: str, parameter: Tensor) -> dict[str, Tensor]:
+        moments = {slot: _zeros_like(parameter) for slot in ("exp_avg", "exp_avg_sq")}
+        return moments | {"step": torch.zeros((), device=parameter.device)}
 
     def zero_grad(self) -> None:
         for parameter in self.parameters.values():
@@ -57,9 +64,6 @@ class AdamW:
         return [name for name, parameter in self.parameters.items() if parameter.grad is not None]
 
     def _adam(self, names: Sequence[str], learning_rate: float | Tensor) -> None:
-        for name in names:
-            if f"{name}/step" not in self.tensors:
-                self._start(name)
         exp_avgs, exp_avg_sqs, steps = (
             [self.tensors[f"{name}/{slot}"] for name in names] for slot in SLOTS
         )
@@ -80,14 +84,6 @@ class AdamW:
             maximize=False,
         )
 
-    def _start(self, name: str) -> None:
-        parameter = self.parameters[name]
-        for slot in ("exp_avg", "exp_avg_sq"):
-            self.tensors[f"{name}/{slot}"] = torch.zeros_like(
-                parameter, memory_format=torch.preserve_format
-            )
-        self.tensors[f"{name}/step"] = torch.zeros((), device=parameter.device)
-
 
 class Muon(AdamW):
     """Steps of equal size in all directions of a weight matrix (Jordan et al., Muon, 2024).
@@ -98,6 +94,11 @@ class Muon(AdamW):
     arXiv:2409.20325). All else is Adam's, at the same learning rate.
     """
 
+    def _first_state(self, name: str, parameter: Tensor) -> dict[str, Tensor]:
+        if is_weight_matrix(name, parameter):
+            return {MOMENTUM_SLOT: _zeros_like(parameter)}
+        return super()._first_state(name, parameter)
+
     @torch.no_grad()
     def step(self, learning_rate: float | Tensor) -> None:
         names = self._with_gradient()
@@ -106,10 +107,7 @@ class Muon(AdamW):
         for name in matrices:
             parameter, gradient = self.parameters[name], self.parameters[name].grad
             assert gradient is not None
-            key = f"{name}/{MOMENTUM_SLOT}"
-            if key not in self.tensors:
-                self.tensors[key] = torch.zeros_like(gradient)
-            momentum = self.tensors[key].lerp_(gradient, 1 - MOMENTUM)
+            momentum = self.tensors[f"{name}/{MOMENTUM_SLOT}"].lerp_(gradient, 1 - MOMENTUM)
             ahead = gradient.lerp(momentum, MOMENTUM).flatten(1)  # Nesterov's
             outputs, inputs = ahead.shape
             step = orthogonalized(ahead).view_as(parameter)
@@ -118,6 +116,10 @@ class Muon(AdamW):
 
 
 OPTIMIZERS = {"adam": AdamW, "muon": Muon}
+
+
+def _zeros_like(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter, memory_format=torch.preserve_format, requires_grad=False)
 
 
 def is_weight_matrix(name: str, parameter: Tensor) -> bool:

@@ -127,8 +127,8 @@ def elbo_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """log p(x|z), (K, B), and the closed-form KL(q(z|x)‖p(z)), (B,).
 
-    Replaces the `.grad` of each parameter that requires one by the gradient of
-    -scale Σ_B ((1/K) Σ_K log p(x|z) - beta KL).
+    Leaves in the `.grad` of each parameter that requires one, or writes over the one that is there,
+    the gradient of -scale Σ_B ((1/K) Σ_K log p(x|z) - beta KL).
     x: (B, *data_shape), 0 or 1; eps: (K, B, L), standard normal. Kingma and Welling (2014),
     appendix B and C. Raises ValueError for x of another shape.
     """
@@ -148,13 +148,15 @@ def elbo_and_gradient(
     log_px_z, residual, written = _decode(decoder, x, z, activation)
 
     to_logits = residual.mul_(-scale / len(eps)).flatten(0, 1)
-    to_decoder, to_first = _run_back(_weights(decoder), written, to_logits, activation)
+    to_decoder, to_first = _run_back(
+        _weights(decoder), written, to_logits, activation, _gradients(decoder)
+    )
     to_z = torch.mm(to_first, decoder[0].weight).view(eps.shape)
     to_loc = torch.add(to_z.sum(0), loc, alpha=scale * beta)
     to_log_std = (to_z * eps).sum(0).mul_(std).add_(variance_less_1, alpha=scale * beta)
     to_raw = torch.ops.aten.tanh_backward(to_log_std, bounded)
     to_moments = torch.cat([to_loc, to_raw], -1)
-    to_encoder, _ = _run_back(_weights(encoder), read, to_moments, activation)
+    to_encoder, _ = _run_back(_weights(encoder), read, to_moments, activation, _gradients(encoder))
 
     parameters = (parameter for layer in encoder + decoder for parameter in layer)
     for parameter, gradient in zip(parameters, to_encoder + to_decoder, strict=True):
@@ -187,6 +189,11 @@ def layers_of(network: Encoder | Decoder) -> list[Layer]:
 
 def _weights(layers: Sequence[Layer]) -> list[Tensor]:
     return [layer.weight for layer in layers]
+
+
+def _gradients(layers: Sequence[Layer]) -> list[Tensor | None]:
+    parameters = (parameter for layer in layers for parameter in layer)
+    return [parameter.grad if parameter.requires_grad else None for parameter in parameters]
 
 
 class _LogPxZ(torch.autograd.Function):
@@ -238,14 +245,23 @@ def _run(layers: Sequence[Layer], x: Tensor, activation: Activation) -> list[Ten
 
 
 def _run_back(
-    weights: Sequence[Tensor], inputs: Sequence[Tensor], gradient: Tensor, activation: Activation
+    weights: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    gradient: Tensor,
+    activation: Activation,
+    into: Sequence[Tensor | None] | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """From the gradient of what the last layer puts out to those of each layer's weight and bias,
     and to that of what the first layer puts out.
+
+    into: where each of the former is written, if anywhere.
     """
+    into = into or [None] * (2 * len(weights))
     found: list[Tensor] = []
     for place in reversed(range(len(weights))):
-        found = [torch.mm(gradient.t(), inputs[place]), gradient.sum(0), *found]
+        weight, bias = into[2 * place : 2 * place + 2]
+        to_weight = torch.mm(gradient.t(), inputs[place], out=weight)
+        found = [to_weight, torch.sum(gradient, 0, out=bias), *found]
         if place:
             gradient = activation.backward(torch.mm(gradient, weights[place]), inputs[place])
     return found, gradient

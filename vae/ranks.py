@@ -1,60 +1,171 @@
-"""Ranks that train one model on CPUs: they start from equal weights and sum their gradients.
+"""What the ranks of one training do together in a step: `Trainer` asks a `Ranks`.
 
-DistributedDataParallel does the same, and overlaps the sums with the backward pass. On a CPU both
+DistributedDataParallel sums gradients too, and overlaps that with the backward pass. On a CPU both
 want the same cores, and to make one imports torch's compiler, seconds in each worker; so it serves
 GPUs (`vae.training`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vae.shared_sum import SharedSum, open_shared_sum
+from vae.shared_memory import Piece, SharedMemory, open_shared_memory
+
+LOSS, NORM, FIRST = 0, 1, 16  # where a rank's loss, norm and gradients begin in its row
 
 
-def take_weights_of_first(module: nn.Module) -> None:
-    """Give every rank the parameters and buffers of rank 0."""
-    for tensor in module.state_dict().values():
-        dist.broadcast(tensor, src=0)
+class Ranks:
+    """One rank alone, or ranks whose gradients DistributedDataParallel sums.
 
-
-class GradientSum:
-    """Sums over all ranks, the same to the bit on each of them.
-
-    In memory that the ranks share where they are processes of one machine, else through
-    torch.distributed. To make one is a call that all ranks take part in.
+    Gradients are the `.grad` of the parameters that have one: those that this rank is to update.
     """
 
-    shared: SharedSum | None
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self.parameters = dict(parameters)
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.parameters = list(parameters)
-        most = 1 + sum(one.numel() for one in self.parameters)
-        self.shared = open_shared_sum(most, self.parameters[0].dtype)
+    def lend_gradients(self) -> None:
+        """Give parameters a `.grad` to be overwritten, where that saves a copy."""
 
-    def __call__(self, loss: Tensor) -> Tensor:
-        """Replace each gradient by its sum over all ranks; returns that of the loss, a scalar.
+    def sum(self, loss: Tensor) -> Tensor:
+        """Make gradients sums over ranks; returns that of the loss, (), the same on all of them.
 
         The same parameters must have gradients on every rank. Raises ConnectionError, or
         torch.distributed's RuntimeError, where another rank is gone.
         """
-        given = [(one, one.grad) for one in self.parameters if one.grad is not None]
+        return loss.detach()
+
+    def norm(self) -> Tensor:
+        """The norm of the whole gradient, after `sum`: (), the same on all ranks."""
+        return nn.utils.get_total_norm(
+            [one.grad for one in self.parameters.values() if one.grad is not None]
+        )
+
+    def end_update(self) -> None:
+        """To be called once this rank has updated its parameters; then all are updated."""
+
+    def close(self, state: dict[str, Tensor]) -> None:
+        """Leave the parameters and the optimiser's state to this rank alone."""
+
+
+class SummingRanks(Ranks):
+    """Ranks of several machines: every one updates all parameters."""
+
+    def sum(self, loss: Tensor) -> Tensor:
+        given = [(one, one.grad) for one in self.parameters.values() if one.grad is not None]
         mine = [loss.detach().view(1), *(gradient.flatten() for _, gradient in given)]
-        if self.shared is not None:
-            total = self.shared(mine)
-        else:
-            total = torch.cat(mine)
-            dist.all_reduce(total)
-        loss, *parts = total.split([part.numel() for part in mine])
-        for (parameter, gradient), part in zip(given, parts, strict=True):
-            parameter.grad = part.view_as(gradient)
+        total = torch.cat(mine)
+        dist.all_reduce(total)
+        loss, *sums = total.split([part.numel() for part in mine])
+        for (parameter, gradient), total in zip(given, sums, strict=True):
+            parameter.grad = total.view_as(gradient)
         return loss.view(())
 
-    def close(self) -> None:
-        """Give the shared memory back."""
-        if self.shared is not None:
-            self.shared.close()
+
+class SharingRanks(Ranks):
+    """Ranks of one machine, with one copy of the parameters and of the optimiser's state.
+
+    Each writes its gradients into its row, adds to them the other ranks' of those parameters that
+    are its own to update, and updates these. So what a step moves between two cores is each
+    gradient and each parameter once, and the optimiser's work is shared too.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, Tensor], state: dict[str, Tensor], memory: SharedMemory
+    ) -> None:
+        """memory: the tensors of `pieces_of` these; rank 0's values are taken."""
+        super().__init__(parameters)
+        self.memory, self.rank = memory, memory.rank
+        *tensors, self.rows = memory.tensors
+        if self.rank == 0:
+            for tensor, value in zip(tensors, (*parameters.values(), *state.values()), strict=True):
+                tensor.copy_(value.detach())
+        memory.meet()
+        for parameter in parameters.values():
+            parameter.data = tensors.pop(0)
+        for key, tensor in zip(list(state), tensors, strict=True):
+            state[key] = tensor
+
+        owners = self.owners(parameters, len(self.rows))
+        order = sorted(parameters, key=lambda name: owners[name])
+        parts = self.rows[self.rank, FIRST:].split([parameters[name].numel() for name in order])
+        self.places = [
+            (parameters[name], part.view_as(parameters[name]), owners[name] == self.rank)
+            for name, part in zip(order, parts, strict=True)
+        ]
+        first = sum(parameters[name].numel() for name in order if owners[name] < self.rank)
+        count = sum(place.numel() for _, place, own in self.places if own)
+        self.own = slice(FIRST + first, FIRST + first + count)
+
+    @staticmethod
+    def owners(parameters: Mapping[str, Tensor], ranks: int) -> dict[str, int]:
+        """The rank that updates each parameter: about as many values on each."""
+        loads, owners = [0] * ranks, {}
+        for name in sorted(parameters, key=lambda name: -parameters[name].numel()):
+            owners[name] = loads.index(min(loads))
+            loads[owners[name]] += parameters[name].numel()
+        return owners
+
+    def lend_gradients(self) -> None:
+        for parameter, place, _ in self.places:
+            if parameter.requires_grad:
+                parameter.grad = place
+
+    def sum(self, loss: Tensor) -> Tensor:
+        mine = self.rows[self.rank]
+        mine[LOSS] = loss.detach()
+        for parameter, place, own in self.places:
+            if parameter.grad is not None:
+                place.copy_(parameter.grad)
+                parameter.grad = place if own else None
+        self.memory.meet()
+        total = mine[self.own]
+        for rank, row in enumerate(self.rows):
+            if rank != self.rank:
+                total += row[self.own]
+        return self.rows[:, LOSS].sum()
+
+    def norm(self) -> Tensor:
+        self.rows[self.rank, NORM] = super().norm()
+        self.memory.meet()
+        return torch.linalg.vector_norm(self.rows[:, NORM])
+
+    def end_update(self) -> None:
+        self.memory.meet()
+
+    def close(self, state: dict[str, Tensor]) -> None:
+        for parameter, _, _ in self.places:
+            parameter.data, parameter.grad = parameter.data.clone(), None
+        for key, tensor in state.items():
+            state[key] = tensor.clone()
+        self.places, self.rows = [], torch.empty(0)
+        self.memory.close()
+
+
+def join_ranks(
+    model: nn.Module, parameters: Mapping[str, Tensor], state: dict[str, Tensor]
+) -> Ranks:
+    """Give all ranks the weights of rank 0; returns how they train on together.
+
+    parameters: by name, those that are trained; state: the optimiser's, whose tensors may be
+    replaced. All ranks take part.
+    """
+    for tensor in model.state_dict().values():
+        dist.broadcast(tensor, src=0)
+    memory = open_shared_memory(pieces_of(parameters, state, dist.get_world_size()))
+    if memory is None:
+        return SummingRanks(parameters)
+    return SharingRanks(parameters, state, memory)
+
+
+def pieces_of(
+    parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], ranks: int
+) -> list[Piece]:
+    """Parameters, state, and a row for each rank: its loss, its norm and its gradients."""
+    count = sum(one.numel() for one in parameters.values())
+    dtype = next(iter(parameters.values())).dtype
+    shared = [Piece(one.shape, one.dtype) for one in (*parameters.values(), *state.values())]
+    return [*shared, Piece((ranks, FIRST + count), dtype)]

@@ -24,7 +24,7 @@ from vae.memory import keep_freed_memory
 from vae.model import PRECISIONS, VAE, check_name
 from vae.objectives import Objective, ObjectiveTerms, TrainingModule
 from vae.optimizer import OPTIMIZERS
-from vae.ranks import GradientSum, take_weights_of_first
+from vae.ranks import Ranks, join_ranks
 
 SCHEDULES = ("constant", "cosine")
 DDP_DEVICES = ("cuda",)
@@ -195,19 +195,18 @@ class Trainer:
         self.module = TrainingModule(model, objective)
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.parameters = list(named.values())
+        self.optimizer = OPTIMIZERS[config.optimizer](
+            named, weight_decay=config.weight_decay, tensors=state.optimizer
+        )
         self.parallel: nn.Module = self.module
-        self.sum_gradients: GradientSum | None = None
+        self.ranks = Ranks(named)
         self.uses_ddp = self.world_size > 1 and self.device.type in DDP_DEVICES
         if self.uses_ddp:
             self.parallel = DistributedDataParallel(
                 self.module, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
         elif self.world_size > 1:
-            take_weights_of_first(model)
-            self.sum_gradients = GradientSum(self.parameters)
-        self.optimizer = OPTIMIZERS[config.optimizer](
-            named, weight_decay=config.weight_decay, tensors=state.optimizer
-        )
+            self.ranks = join_ranks(model, named, self.optimizer.tensors)
         self.learning_rate = config.learning_rate
         self.graphed: GraphedSteps | None = None
         if self.world_size == 1 and may_be_graphed(model):
@@ -236,8 +235,7 @@ class Trainer:
     def close(self) -> None:
         """Let go of the memory that all ranks share, and of that of the graphs."""
         self.graphed = None
-        if self.sum_gradients is not None:
-            self.sum_gradients.close()
+        self.ranks.close(self.optimizer.tensors)
 
     def epoch(self) -> EpochStats:
         with self.model.products_in(self.config.precision):
@@ -318,16 +316,17 @@ class Trainer:
             scale /= batch.global_size
         self.optimizer.zero_grad()
         if self.by_hand:
+            self.ranks.lend_gradients()
             terms = self.module.by_hand(batch.x, batch.eps, float(beta), scale)
             loss = terms.surrogate.sum() * -scale
         else:
             terms = self.parallel(batch.x, batch.eps, batch.u, beta, batch.v)
             loss = terms.surrogate.sum() * -scale
             loss.backward()
-        loss = loss.detach() if self.sum_gradients is None else self.sum_gradients(loss)
+        loss = self.ranks.sum(loss)
         clip, finite = self.config.gradient_clip, loss
         if clip is not None or self.uses_ddp:
-            norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+            norm = self.ranks.norm()
             if clip is not None:
                 nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
             finite = norm if self.uses_ddp else norm + loss
@@ -335,6 +334,7 @@ class Trainer:
 
     def update(self, learning_rate: float | Tensor) -> None:
         self.optimizer.step(learning_rate)
+        self.ranks.end_update()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

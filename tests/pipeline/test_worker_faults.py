@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.worker_faults import DEATH, SILENCE, fault_of_a_worker
-from vae.shared_sum import GONE
+from vae.shared_memory import GONE
 
 
 @pytest.mark.parametrize(

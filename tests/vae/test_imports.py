@@ -42,7 +42,7 @@ ORDER = [
     "evidence",
     "diagnostics",
     "data",
-    "shared_sum",
+    "shared_memory",
     "ranks",
     "cuda_graphs",
     "training",

@@ -168,6 +168,7 @@ OBJECTIVES = {
     "elbo": Objective(),
     "by hand": Objective(),
     "muon": Objective(),
+    "clipped": Objective(),
     "sum": Objective(num_samples=2, reduction="sum", free_bits=0.1, beta=0.5),
     "iwae": Objective(name="iwae", num_samples=3),
     "dreg": Objective(name="dreg", num_samples=3),
@@ -177,8 +178,11 @@ OBJECTIVES = {
     "score_function": Objective(name="score_function", num_samples=3),
 }
 GREY = "discretized_logistic"
-LIKELIHOODS = {"by hand": "bernoulli"}  # `vae.perceptron`'s; all others are GREY
-CONFIGS = {"muon": replace(CONFIG, optimizer="muon", learning_rate=0.02)}
+LIKELIHOODS = {"by hand": "bernoulli", "clipped": "bernoulli"}  # `vae.perceptron`'s; else GREY
+CONFIGS = {
+    "muon": replace(CONFIG, optimizer="muon", learning_rate=0.02),
+    "clipped": replace(CONFIG, gradient_clip=0.3, weight_decay=0.1),
+}
 
 
 def _rank(rank, world_size, folder, ddp):

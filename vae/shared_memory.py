@@ -1,11 +1,12 @@
-"""Sums over the processes of one machine, in memory that they share.
+"""Memory that the processes of one machine share, and a place where they meet.
 
-Loopback sockets take 4 ms for the gradients of a small network, as long as a training step does,
-and memory 1 ms. It has no name, and ends with the last process that holds it, however that ends.
+Loopback sockets take 4 ms for the gradients of a small network, as long as a training step does.
+The memory has no name, and ends with the last process that holds it, however that ends.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import secrets
@@ -13,6 +14,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,39 +24,40 @@ LARGEST = 2**30  # bytes of shared memory
 MOST_RANKS = 16  # each has a socket to each, and reads what each has written
 PATIENCE = 1800.0  # seconds until a silent rank counts as gone, as with torch.distributed
 GONE = "another worker of this training ended"
+LINE = 64  # bytes, of which each piece begins a new one
 RANK_BYTES = 4
 CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: unix(7)
 
 
+class Piece(NamedTuple):
+    """A tensor to be in the memory."""
+
+    shape: Sequence[int]
+    dtype: torch.dtype
+
+    @property
+    def values(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def lines(self) -> int:
+        return -(-self.values * self.dtype.itemsize // LINE)
+
+
 @dataclass
-class SharedSum:
-    """slots: (2, ranks, values), shared by all ranks; peers: a socket to each other rank.
+class SharedMemory:
+    """tensors: one for each piece, shared by all ranks; peers: a socket to each other rank."""
 
-    Ranks write in one of the two halves while others may still read the other.
-    """
-
-    slots: Tensor
+    tensors: Sequence[Tensor]
     rank: int
     peers: Sequence[socket.socket]
-    half: int = 0
 
-    def __call__(self, parts: Sequence[Tensor]) -> Tensor:
-        """The sum over ranks of the parts' values, one after another: (values,), in rank order.
+    def meet(self) -> None:
+        """Return once every rank has come here as often as this one.
 
-        Every rank gives the same number of values, at most as many as a slot has. Raises
-        ConnectionError where another rank's process ended or was silent for half an hour.
+        What a rank wrote before, all read after. Raises ConnectionError where another rank's
+        process ended or was silent for half an hour.
         """
-        count = sum(part.numel() for part in parts)
-        slots, self.half = self.slots[self.half, :, :count], 1 - self.half
-        torch.cat(list(parts), out=slots[self.rank])
-        self._meet()
-        total = slots[0] + slots[1]  # half the time of sum(0)
-        for slot in slots[2:]:
-            total += slot
-        return total
-
-    def _meet(self) -> None:
-        """Return once every rank has come here as often as this one."""
         try:
             for peer in self.peers:
                 peer.send(b".")
@@ -67,21 +70,20 @@ class SharedSum:
             raise ConnectionError(GONE)
 
     def close(self) -> None:
-        self.slots = torch.empty(0)  # the memory goes with the last tensor that views it
+        self.tensors = ()  # the memory goes with the last tensor that views it
         for peer in self.peers:
             peer.close()
 
 
-def open_shared_sum(most_values: int, dtype: torch.dtype) -> SharedSum | None:
-    """Memory for sums of up to so many values, or None on every rank.
+def open_shared_memory(pieces: Sequence[Piece]) -> SharedMemory | None:
+    """Memory for such tensors, zero at first, or None on every rank.
 
     None where the ranks can't all reach rank 0 by a socket of one machine, on systems without
     anonymous memory files (Linux has them), and beyond `LARGEST` or `MOST_RANKS`. All ranks take
-    part.
+    part, with the same pieces.
     """
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    shape = (2, ranks, most_values)
-    size = 2 * ranks * most_values * dtype.itemsize
+    size = LINE * sum(piece.lines for piece in pieces)
     suits = ranks <= MOST_RANKS and size <= LARGEST
     host = _Host.start(size, ranks) if rank == 0 and suits else None
     address = [None if host is None else host.address]
@@ -104,7 +106,16 @@ def open_shared_sum(most_values: int, dtype: torch.dtype) -> SharedSum | None:
         peer.settimeout(PATIENCE)
     shared = mmap.mmap(memory, size)
     os.close(memory)
-    return SharedSum(torch.frombuffer(shared, dtype=dtype).view(shape), rank, peers)
+    return SharedMemory(_tensors_in(shared, pieces), rank, peers)
+
+
+def _tensors_in(memory: mmap.mmap, pieces: Sequence[Piece]) -> list[Tensor]:
+    tensors, line = [], 0
+    for piece in pieces:
+        flat = torch.frombuffer(memory, dtype=piece.dtype, count=piece.values, offset=line * LINE)
+        tensors.append(flat.view(tuple(piece.shape)))
+        line += piece.lines
+    return tensors
 
 
 @dataclass
