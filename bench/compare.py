@@ -37,9 +37,11 @@ README = HERE / "README.md"
 MARKS = ("<!-- tables begin -->", "<!-- tables end -->")
 
 BATCHES = (128, 512, 2048)
-TRAINERS = ("ours", "pythae", "lightning", "examples", "bare", "products")
+TRAINERS = ("pythae", "lightning", "examples", "bare", "products")
+ONE_WORKER = "ours, 1 worker"
 OURS_BF16 = "ours, bf16"
 PAIRS = (("ours", "pythae"), ("ours", "bare"), ("ours", "products"))
+TRAINING_PAIRS = (*PAIRS, (ONE_WORKER, "pythae"), (ONE_WORKER, "bare"))
 EVIDENCE_IMAGES = {"ours": 300, OURS_BF16: 300, "pythae": 50, "bare": 80, "products": 300}
 """As many as take some seconds; of the same noise in both of ours."""
 
@@ -88,15 +90,24 @@ def evidence_command(name: str, threads: int) -> list[str]:
 
 
 def compare_training(root: Path, turns: int, threads: int) -> dict[str, Any]:
-    """Images a second, by batch size and contender, of each turn."""
+    """Images a second, by batch size and contender, of each turn.
+
+    Ours with as many workers as threads, of one thread each, as the pipeline is shipped for two;
+    and with one worker of all threads.
+    """
     results = {}
-    with project(root, threads=threads) as folder:
+    with (
+        project(root, workers=threads, threads=1) as many,
+        project(root, threads=threads) as one,
+    ):
         for batch in BATCHES:
             options = ("--batch", str(batch), "--threads", str(threads))
             with ExitStack() as living:
-                contenders: dict[str, Contender] = {"ours": Stage(folder, batch)}
-                living.callback(contenders["ours"].close)
-                for name in TRAINERS[1:]:
+                contenders: dict[str, Contender] = {}
+                for name, folder in (("ours", many), (ONE_WORKER, one)):
+                    contenders[name] = stage = Stage(folder, batch)
+                    living.callback(stage.close)
+                for name in TRAINERS:
                     peer = Peer(peer_command("train", name, *options), environment())
                     living.callback(peer.close)
                     contenders[name] = peer
@@ -149,7 +160,7 @@ def tables(results: dict[str, Any]) -> str:
         "",
         "Training, images a second:",
         "",
-        *table(results["training"], PAIRS),
+        *table(results["training"], TRAINING_PAIRS),
         "",
         "log p(x) by importance sampling, K = 5,000, images × samples a second:",
         "",

@@ -34,8 +34,11 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 @contextmanager
-def project(root: Path, *, threads: int) -> Iterator[Path]:
-    """A project of its own over the MNIST of `root`, ready for `train_stage`."""
+def project(root: Path, *, workers: int = 1, threads: int) -> Iterator[Path]:
+    """A project of its own over the MNIST of `root`, ready for `train_stage`.
+
+    workers: of Ray Train, each of so many threads.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in ("vae", "pipeline"):
@@ -50,7 +53,7 @@ def project(root: Path, *, threads: int) -> Iterator[Path]:
         }
         params["model"] |= {"latent_dim": 50, "likelihood": "bernoulli", "hidden": [200, 200]}
         params["scaling"] |= {
-            "num_workers": 1,
+            "num_workers": workers,
             "threads_per_worker": threads,
             "use_gpu": torch.cuda.is_available(),
         }

@@ -24,7 +24,7 @@ from vae.data import Batch
 from vae.model import VAE
 
 WARM_UP = 3
-"""Steps before the capture: libraries set themselves up and the optimiser's state begins."""
+"""Steps before the capture, in which libraries set themselves up."""
 
 Gradient = Callable[[Batch, float | Tensor], tuple[Tensor, ...]]
 Update = Callable[[float | Tensor], None]

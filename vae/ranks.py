@@ -8,6 +8,7 @@ GPUs (`vae.training`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -65,6 +66,14 @@ class SummingRanks(Ranks):
         return loss.view(())
 
 
+class Part(NamedTuple):
+    """A parameter, and where one rank writes its gradient."""
+
+    parameter: Tensor
+    gradient: Tensor
+    is_own: bool  # updated by this rank
+
+
 class SharingRanks(Ranks):
     """Ranks of one machine, with one copy of the parameters and of the optimiser's state.
 
@@ -91,13 +100,13 @@ class SharingRanks(Ranks):
 
         owners = self.owners(parameters, len(self.rows))
         order = sorted(parameters, key=lambda name: owners[name])
-        parts = self.rows[self.rank, FIRST:].split([parameters[name].numel() for name in order])
-        self.places = [
-            (parameters[name], part.view_as(parameters[name]), owners[name] == self.rank)
-            for name, part in zip(order, parts, strict=True)
+        flats = self.rows[self.rank, FIRST:].split([parameters[name].numel() for name in order])
+        self.parts = [
+            Part(parameters[name], flat.view_as(parameters[name]), owners[name] == self.rank)
+            for name, flat in zip(order, flats, strict=True)
         ]
         first = sum(parameters[name].numel() for name in order if owners[name] < self.rank)
-        count = sum(place.numel() for _, place, own in self.places if own)
+        count = sum(part.gradient.numel() for part in self.parts if part.is_own)
         self.own = slice(FIRST + first, FIRST + first + count)
 
     @staticmethod
@@ -110,17 +119,17 @@ class SharingRanks(Ranks):
         return owners
 
     def lend_gradients(self) -> None:
-        for parameter, place, _ in self.places:
-            if parameter.requires_grad:
-                parameter.grad = place
+        for part in self.parts:
+            if part.parameter.requires_grad:
+                part.parameter.grad = part.gradient
 
     def sum(self, loss: Tensor) -> Tensor:
         mine = self.rows[self.rank]
         mine[LOSS] = loss.detach()
-        for parameter, place, own in self.places:
+        for parameter, gradient, is_own in self.parts:
             if parameter.grad is not None:
-                place.copy_(parameter.grad)
-                parameter.grad = place if own else None
+                gradient.copy_(parameter.grad)  # nothing to do where it was lent
+                parameter.grad = gradient if is_own else None
         self.memory.meet()
         total = mine[self.own]
         for rank, row in enumerate(self.rows):
@@ -137,11 +146,11 @@ class SharingRanks(Ranks):
         self.memory.meet()
 
     def close(self, state: dict[str, Tensor]) -> None:
-        for parameter, _, _ in self.places:
+        for parameter, _, _ in self.parts:
             parameter.data, parameter.grad = parameter.data.clone(), None
         for key, tensor in state.items():
             state[key] = tensor.clone()
-        self.places, self.rows = [], torch.empty(0)
+        self.parts, self.rows = [], torch.empty(0)
         self.memory.close()
 
 

@@ -155,7 +155,8 @@ def fit(
     At each yield `model` holds the current weights and `state` all that a checkpoint needs;
     `state.best_weights` are those of the epoch with the highest validation bound. Killed and
     resumed at the same world size, the weights are bit-identical on CPU (more than two ranks: on
-    one machine both times, or on several).
+    one machine both times, or on several). Ranks on CPUs of one machine share the memory of their
+    weights and of the optimiser's state until `fit` ends: who changes them changes all ranks'.
 
     Raises DivergenceError, on every rank at the same step, when the loss is not finite; the weights
     are then still those before that step. Also in place of the last epoch, when no epoch had a
