@@ -131,9 +131,8 @@ def test_every_rank_has_what_all_gradients_make_of_the_first_ones_weights(
     first, *others = (torch.load(three_ranks / f"{way}-{rank}.pt") for rank in range(RANKS))
     expected = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
     for step in range(STEPS):
-        loss, *gradients = (
-            sum(parts) for parts in zip(*(values(rank, step) for rank in range(RANKS)), strict=True)
-        )
+        of_each_rank = zip(*(values(rank, step) for rank in range(RANKS)), strict=True)
+        loss, *gradients = (torch.stack(parts).sum(0) for parts in of_each_rank)
         for name, gradient in zip(SHAPES, gradients, strict=False):
             expected[name] = expected[name] - gradient
         row = first[step]
