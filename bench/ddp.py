@@ -3,9 +3,9 @@
     python -m bench.ddp --root ../shared/data/torchvision
 
 Whole MNIST, the default network, at several global batch sizes. Both sides run the training loop
-of `vae.training`; the two workers sum their gradients in shared memory, with `--gloo` through
-sockets. They train in turn, a few steps at a time, in processes that live on, so that a busy
-machine disturbs both alike; figures are medians over turns.
+of `vae.training`; the two workers share one copy of the weights, with `--gloo` they sum gradients
+through sockets and each has its own. They train in turn, a few steps at a time, in processes that
+live on, so that a busy machine disturbs both alike; figures are medians over turns.
 """
 
 from __future__ import annotations

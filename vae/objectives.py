@@ -197,7 +197,7 @@ class TrainingModule(nn.Module):
         )
 
     def by_hand(self, x: Tensor, eps: Tensor, beta: float, scale: float) -> ObjectiveTerms:
-        """The same terms, and in place of each parameter's `.grad` that of -scale Σ surrogate."""
+        """The same terms, and the gradient of -scale Σ surrogate written over each parameter's."""
         self._check_noise(x, eps)
         log_px_z, kl = perceptron.elbo_and_gradient(self.model, x, eps, beta=beta, scale=scale)
         log_px_z = log_px_z.mean(0)

@@ -158,11 +158,16 @@ def elbo_and_gradient(
     to_moments = torch.cat([to_loc, to_raw], -1)
     to_encoder, _ = _run_back(_weights(encoder), read, to_moments, activation, _gradients(encoder))
 
-    parameters = (parameter for layer in encoder + decoder for parameter in layer)
-    for parameter, gradient in zip(parameters, to_encoder + to_decoder, strict=True):
+    for parameter, gradient in zip(parameters_of(model), to_encoder + to_decoder, strict=True):
         if parameter.requires_grad:
             parameter.grad = gradient
     return log_px_z, kl
+
+
+def parameters_of(model: VAE) -> list[Tensor]:
+    """Those that `elbo_and_gradient` writes a gradient for, where they require one."""
+    layers = layers_of(model.encoder) + layers_of(model.decoder)
+    return [parameter for layer in layers for parameter in layer]
 
 
 def log_px_z(model: VAE, x: Tensor, z: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ GPUs (`vae.training`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vae.shared_memory import Piece, SharedMemory, open_shared_memory
 
-LOSS, NORM, FIRST = 0, 1, 16  # where a rank's loss, norm and gradients begin in its row
+LOSS, NORM, FIRST = 0, 1, 16  # where in a rank's row its loss, its norm and its gradients begin
 
 
 class Ranks:
@@ -28,14 +28,17 @@ class Ranks:
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self.parameters = dict(parameters)
 
-    def lend_gradients(self) -> None:
-        """Give parameters a `.grad` to be overwritten, where that saves a copy."""
+    def begin_epoch(self) -> None:
+        """To be called before the first step of an epoch; returns once all ranks have."""
+
+    def lend_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Give these parameters a `.grad` to be overwritten, where that saves a copy."""
 
     def sum(self, loss: Tensor) -> Tensor:
         """Make gradients sums over ranks; returns that of the loss, (), the same on all of them.
 
-        The same parameters must have gradients on every rank. Raises ConnectionError, or
-        torch.distributed's RuntimeError, where another rank is gone.
+        Only parameters that this rank is to update keep one. The same must have one on every rank.
+        Raises ConnectionError, or torch.distributed's RuntimeError, where another rank is gone.
         """
         return loss.detach()
 
@@ -46,14 +49,14 @@ class Ranks:
         )
 
     def end_update(self) -> None:
-        """To be called once this rank has updated its parameters; then all are updated."""
+        """To be called once this rank has updated its parameters; then all are, on all ranks."""
 
     def close(self, state: dict[str, Tensor]) -> None:
         """Leave the parameters and the optimiser's state to this rank alone."""
 
 
 class SummingRanks(Ranks):
-    """Ranks of several machines: every one updates all parameters."""
+    """Ranks of several machines, or without shared memory: every one updates all parameters."""
 
     def sum(self, loss: Tensor) -> Tensor:
         given = [(one, one.grad) for one in self.parameters.values() if one.grad is not None]
@@ -90,13 +93,13 @@ class SharingRanks(Ranks):
         self.memory, self.rank = memory, memory.rank
         *tensors, self.rows = memory.tensors
         if self.rank == 0:
-            for tensor, value in zip(tensors, (*parameters.values(), *state.values()), strict=True):
+            for tensor, value in zip(tensors, _shared(parameters, state), strict=True):
                 tensor.copy_(value.detach())
         memory.meet()
-        for parameter in parameters.values():
-            parameter.data = tensors.pop(0)
-        for key, tensor in zip(list(state), tensors, strict=True):
-            state[key] = tensor
+        self.weights = dict(zip(parameters.values(), tensors, strict=False))
+        for parameter, weight in self.weights.items():
+            parameter.data = weight
+        state.update(zip(sorted(state), tensors[len(parameters) :], strict=True))
 
         owners = self.owners(parameters, len(self.rows))
         order = sorted(parameters, key=lambda name: owners[name])
@@ -105,6 +108,7 @@ class SharingRanks(Ranks):
             Part(parameters[name], flat.view_as(parameters[name]), owners[name] == self.rank)
             for name, flat in zip(order, flats, strict=True)
         ]
+        self.gradients = {part.parameter: part.gradient for part in self.parts}
         first = sum(parameters[name].numel() for name in order if owners[name] < self.rank)
         count = sum(part.gradient.numel() for part in self.parts if part.is_own)
         self.own = slice(FIRST + first, FIRST + first + count)
@@ -118,10 +122,17 @@ class SharingRanks(Ranks):
             loads[owners[name]] += parameters[name].numel()
         return owners
 
-    def lend_gradients(self) -> None:
-        for part in self.parts:
-            if part.parameter.requires_grad:
-                part.parameter.grad = part.gradient
+    def begin_epoch(self) -> None:
+        for parameter, weight in self.weights.items():
+            if parameter.data_ptr() != weight.data_ptr():  # replaced since, by `VAE.to`, say
+                weight.copy_(parameter.detach())
+                parameter.data = weight
+        self.memory.meet()
+
+    def lend_gradients(self, parameters: Iterable[Tensor]) -> None:
+        for parameter in parameters:
+            if parameter.requires_grad:
+                parameter.grad = self.gradients.get(parameter)
 
     def sum(self, loss: Tensor) -> Tensor:
         mine = self.rows[self.rank]
@@ -143,14 +154,16 @@ class SharingRanks(Ranks):
         return torch.linalg.vector_norm(self.rows[:, NORM])
 
     def end_update(self) -> None:
+        for parameter in self.weights:
+            parameter.grad = None  # else `Module.to` would move the row's part out of the row
         self.memory.meet()
 
     def close(self, state: dict[str, Tensor]) -> None:
-        for parameter, _, _ in self.parts:
+        for parameter in self.weights:
             parameter.data, parameter.grad = parameter.data.clone(), None
         for key, tensor in state.items():
             state[key] = tensor.clone()
-        self.parts, self.rows = [], torch.empty(0)
+        self.weights, self.gradients, self.parts, self.rows = {}, {}, [], torch.empty(0)
         self.memory.close()
 
 
@@ -159,15 +172,30 @@ def join_ranks(
 ) -> Ranks:
     """Give all ranks the weights of rank 0; returns how they train on together.
 
-    parameters: by name, those that are trained; state: the optimiser's, whose tensors may be
-    replaced. All ranks take part.
+    parameters: by name, those that are trained; state: the optimiser's, the same on all ranks,
+    whose tensors may be replaced. All ranks take part.
     """
     for tensor in model.state_dict().values():
         dist.broadcast(tensor, src=0)
-    memory = open_shared_memory(pieces_of(parameters, state, dist.get_world_size()))
+    memory = None
+    if _may_move(list(parameters.values())):
+        memory = open_shared_memory(pieces_of(parameters, state, dist.get_world_size()))
     if memory is None:
         return SummingRanks(parameters)
     return SharingRanks(parameters, state, memory)
+
+
+def _may_move(parameters: Sequence[Tensor]) -> bool:
+    """Whether each may have a place of its own in memory, in rows of one type, and lose nothing."""
+    return (
+        all(one.is_contiguous() and one.numel() for one in parameters)
+        and len({one.untyped_storage().data_ptr() for one in parameters}) == len(parameters)
+        and len({one.dtype for one in parameters}) == 1
+    )
+
+
+def _shared(parameters: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[Tensor]:
+    return [*parameters.values(), *(state[key] for key in sorted(state))]
 
 
 def pieces_of(
@@ -176,5 +204,5 @@ def pieces_of(
     """Parameters, state, and a row for each rank: its loss, its norm and its gradients."""
     count = sum(one.numel() for one in parameters.values())
     dtype = next(iter(parameters.values())).dtype
-    shared = [Piece(one.shape, one.dtype) for one in (*parameters.values(), *state.values())]
+    shared = [Piece(one.shape, one.dtype) for one in _shared(parameters, state)]
     return [*shared, Piece((ranks, FIRST + count), dtype)]

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-LARGEST = 2**30  # bytes of shared memory
+LARGEST = 2**30  # bytes of shared memory, all that is in it
 MOST_RANKS = 16  # each has a socket to each, and reads what each has written
 PATIENCE = 1800.0  # seconds until a silent rank counts as gone, as with torch.distributed
 GONE = "another worker of this training ended"
@@ -130,7 +130,7 @@ class _Host:
     def start(cls, size: int, ranks: int) -> _Host | None:
         """None where this system or its memory doesn't allow it."""
         try:
-            memory = os.memfd_create("gradients")
+            memory = os.memfd_create("tightbound")
         except (AttributeError, OSError):
             return None
         door = socket.socket(socket.AF_UNIX)

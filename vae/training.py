@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vae import perceptron
 from vae.cuda_graphs import GraphedSteps, may_be_graphed
 from vae.data import Batch, NoiseShape, Source
 from vae.memory import keep_freed_memory
@@ -154,9 +155,11 @@ def fit(
 
     At each yield `model` holds the current weights and `state` all that a checkpoint needs;
     `state.best_weights` are those of the epoch with the highest validation bound. Killed and
-    resumed at the same world size, the weights are bit-identical on CPU (more than two ranks: on
-    one machine both times, or on several). Ranks on CPUs of one machine share the memory of their
-    weights and of the optimiser's state until `fit` ends: who changes them changes all ranks'.
+    resumed at the same world size, the weights are bit-identical on CPU (more than two ranks, or
+    with `gradient_clip`: on one machine both times, or on several). Ranks on CPUs of one machine
+    may share the memory of their weights and of the optimiser's state until `fit` ends: who changes
+    them at a yield changes all ranks'. After an error of another kind than the one below the
+    weights may be between two steps: go on from a checkpoint.
 
     Raises DivergenceError, on every rank at the same step, when the loss is not finite; the weights
     are then still those before that step. Also in place of the last epoch, when no epoch had a
@@ -196,18 +199,15 @@ class Trainer:
         self.module = TrainingModule(model, objective)
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.parameters = list(named.values())
-        self.optimizer = OPTIMIZERS[config.optimizer](
-            named, weight_decay=config.weight_decay, tensors=state.optimizer
-        )
         self.parallel: nn.Module = self.module
-        self.ranks = Ranks(named)
         self.uses_ddp = self.world_size > 1 and self.device.type in DDP_DEVICES
         if self.uses_ddp:
             self.parallel = DistributedDataParallel(
                 self.module, forward_sync_buffers=False, gradient_as_bucket_view=True
             )
-        elif self.world_size > 1:
-            self.ranks = join_ranks(model, named, self.optimizer.tensors)
+        self.optimizer = OPTIMIZERS[config.optimizer](
+            named, weight_decay=config.weight_decay, tensors=state.optimizer
+        )
         self.learning_rate = config.learning_rate
         self.graphed: GraphedSteps | None = None
         if self.world_size == 1 and may_be_graphed(model):
@@ -222,12 +222,19 @@ class Trainer:
             objective.num_drawn is not None,
         )
         self.steps_per_epoch = -(-self.data.num_train // config.batch_size)
-        self.by_hand = self._goes_by_hand()
+        self.by_hand = self._parameters_by_hand()
+        self.ranks = Ranks(named)
+        if self.world_size > 1 and not self.uses_ddp:
+            self.ranks = join_ranks(model, named, self.optimizer.tensors)
 
-    def _goes_by_hand(self) -> bool:
-        """Asked once an epoch: at small batches it costs a twentieth of a step."""
+    def _parameters_by_hand(self) -> list[Tensor]:
+        """Those whose gradient is taken by hand; none: autograd takes all.
+
+        Asked once an epoch: at small batches it costs a twentieth of a step.
+        """
         batch_size = min(self.config.batch_size, self.data.num_train)
-        return not self.uses_ddp and self.module.goes_by_hand(batch_size)
+        by_hand = not self.uses_ddp and self.module.goes_by_hand(batch_size)
+        return perceptron.parameters_of(self.model) if by_hand else []
 
     @property
     def stepper(self) -> Trainer | GraphedSteps:
@@ -248,7 +255,8 @@ class Trainer:
         totals = torch.zeros(4, dtype=torch.float64, device=self.device)
         batches = self.train_batches(epoch)
         self.module.train()
-        self.by_hand = self._goes_by_hand()
+        self.ranks.begin_epoch()
+        self.by_hand = self._parameters_by_hand()
         batch, step = next(batches, None), 0
         while batch is not None:
             gradient = self.stepper.gradient(batch, beta)
@@ -305,7 +313,7 @@ class Trainer:
         return sums
 
     def gradient(self, batch: Batch, beta: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Leave each parameter's gradient, clipped, in its `.grad`.
+        """Leave its gradient, clipped, in each parameter's `.grad` that this rank is to update.
 
         Returns the loss; a number that is finite if the loss and all gradients to be clipped are,
         of several ranks on all or on none: by the sum of their losses, or with DDP, which sums no
@@ -317,7 +325,7 @@ class Trainer:
             scale /= batch.global_size
         self.optimizer.zero_grad()
         if self.by_hand:
-            self.ranks.lend_gradients()
+            self.ranks.lend_gradients(self.by_hand)
             terms = self.module.by_hand(batch.x, batch.eps, float(beta), scale)
             loss = terms.surrogate.sum() * -scale
         else:

@@ -69,7 +69,7 @@ def trainer(setting, objective, batch_size=32, **config):
 
 def check(trainer):
     first, second = trainer.train_batches(epoch=1)
-    trainer.gradient(first, 1.0)  # the optimiser's state begins
+    trainer.gradient(first, 1.0)
     trainer.update(0.01)
     beta, learning_rate = torch.tensor(1.0), torch.tensor(0.01)
     before = [p.detach().clone() for p in trainer.parameters]

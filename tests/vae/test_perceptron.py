@@ -86,6 +86,20 @@ def test_terms_and_gradients_are_autograds(activation, hidden, num_samples, monk
         torch.testing.assert_close(gradients, expected[1], rtol=1e-11, atol=1e-12)
 
 
+def test_a_gradient_that_is_there_is_written_over():
+    model = model_of(torch.float64)
+    x, eps = data_and_noise(model, 1)
+    module = TrainingModule(model, Objective())
+    module.by_hand(x, eps, 1.0, 1.0)
+    expected = gradients_of(module)
+    module.by_hand(1 - x, -eps, 0.5, 2.0)
+    places = [parameter.grad for parameter in module.parameters()]
+    assert not torch.equal(gradients_of(module)[0], expected[0])
+    module.by_hand(x, eps, 1.0, 1.0)
+    assert all(one is two.grad for one, two in zip(places, module.parameters(), strict=True))
+    torch.testing.assert_close(gradients_of(module), expected, rtol=0, atol=0)
+
+
 def test_frozen_parameters_get_no_gradient():
     model = model_of(torch.float64)
     model.decoder.output.weight.requires_grad_(False)

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from vae import shared_memory
-from vae.ranks import Ranks, SharingRanks, SummingRanks, join_ranks
+from vae.ranks import Ranks, SharingRanks, SummingRanks, _may_move, join_ranks
 
 RANKS, STEPS = 3, 20
 WAYS = ("shared", "one elsewhere", "no memory", "too large")
 SHAPES = {"first": (7, 5), "second": (5,), "third": (2, 3, 4), "unused": (3,)}
+OWN = [{"first"}, {"third"}, {"second"}]
 
 
 def values(rank: int, step: int) -> list[Tensor]:
@@ -41,10 +42,9 @@ class Rank:
     def set_gradients(self, gradients: list[Tensor], *, in_place: bool = False) -> None:
         for parameter in self.parameters.values():
             parameter.grad = None
+        *used, _ = self.parameters.values()
         if in_place:
-            self.ranks.lend_gradients()
-        *used, unused = self.parameters.values()
-        unused.grad = None
+            self.ranks.lend_gradients(used)
         for parameter, gradient in zip(used, gradients, strict=True):
             if in_place and parameter.grad is not None:
                 parameter.grad.copy_(gradient)
@@ -101,8 +101,13 @@ def _train(rank: int, folder: str) -> None:
             total = one.ranks.sum(loss)
             norm = one.ranks.norm()
             assert one.parameters["unused"].grad is None
+            own = {name for name, value in one.parameters.items() if value.grad is not None}
+            assert own == (OWN[rank] if way == "shared" else {"first", "second", "third"})
             one.update()
             rows.append({"loss": total.clone(), "norm": norm.clone(), **one.found()})
+            if step == STEPS // 2:
+                one.module.double().float()  # moves them in memory
+            one.ranks.begin_epoch()
             dist.barrier()
         one.ranks.close(one.state)
         with torch.no_grad():
@@ -156,11 +161,21 @@ def test_a_rank_updates_as_much_as_another():
     assert set(SharingRanks.owners(parameters, 7).values()) == set(range(5))
 
 
+def test_parameters_that_would_lose_something_stay_where_they_are():
+    weight = torch.zeros(4, 3)
+    assert _may_move([weight, torch.zeros(3)])
+    assert not _may_move([weight, weight[0]])  # tied
+    assert not _may_move([weight.t()])
+    assert not _may_move([weight, torch.zeros(0)])
+    assert not _may_move([weight, torch.zeros(3, dtype=torch.float64)])
+
+
 def test_one_rank_alone_keeps_its_gradients():
     parameters = {"one": nn.Parameter(torch.zeros(2)), "unused": nn.Parameter(torch.zeros(3))}
     parameters["one"].grad = gradient = torch.tensor([3.0, 4.0])
     ranks = Ranks(parameters)
-    ranks.lend_gradients()
+    ranks.begin_epoch()
+    ranks.lend_gradients(parameters.values())
     assert ranks.sum(torch.tensor(2.0, requires_grad=True)) == 2
     assert ranks.norm() == 5
     ranks.end_update()

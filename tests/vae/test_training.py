@@ -200,7 +200,34 @@ def _rank(rank, world_size, folder, ddp):
         if rank == 0:
             save_state(model, state, Path(folder) / name)
     assert ("torch._dynamo" in sys.modules) == ddp  # seconds of imports
+    _diverges(Path(folder), rank)
+    if not ddp:  # which refuses such a model
+        _leaves_alone_what_has_no_gradient()
     dist.destroy_process_group()
+
+
+def _leaves_alone_what_has_no_gradient():
+    for likelihood in ("bernoulli", GREY):  # by hand and not
+        model = new_model(likelihood)
+        model.of_no_use = torch.nn.Parameter(torch.ones(3))
+        frozen = model.decoder.output.weight.requires_grad_(False).clone()
+        train(model, replace(CONFIG, weight_decay=0.5))
+        assert torch.equal(model.of_no_use, torch.ones(3))
+        assert torch.equal(model.decoder.output.weight, frozen)
+
+
+def _diverges(folder, rank):
+    """On one rank's examples only; every rank says so, and keeps the weights."""
+    model, data = new_model(), dataset()
+    table = Dataset(train=data.train.double(), valid=data.valid.double())
+    steps = fit(model, table, replace(CONFIG, batch_size=200))
+    next(steps)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    table.train[:] = math.nan if rank == 1 else table.train
+    with pytest.raises(DivergenceError, match=r"epoch 2, step 1: .* is not finite"):
+        next(steps)
+    assert same_weights(before, model.state_dict())
+    (folder / f"diverged-{rank}").touch()
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["summed", "ddp"])
@@ -225,6 +252,10 @@ def test_two_ranks_train_as_one(trained_by_two_ranks, name):
         assert two.train_kl == pytest.approx(one.train_kl, rel=1e-4)
     for parameter, other in zip(alone.parameters(), together.parameters(), strict=True):
         torch.testing.assert_close(parameter, other, rtol=1e-3, atol=1e-5)
+
+
+def test_every_rank_sees_a_divergence_on_one(trained_by_two_ranks):
+    assert all((trained_by_two_ranks / f"diverged-{rank}").exists() for rank in (0, 1))
 
 
 def _interrupted_rank(rank, world_size, folder):
