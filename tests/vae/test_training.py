@@ -203,6 +203,7 @@ def _rank(rank, world_size, folder, ddp):
     _diverges(Path(folder), rank)
     if not ddp:  # which refuses such a model
         _leaves_alone_what_has_no_gradient()
+        _are_apart_in_the_end(rank)
     dist.destroy_process_group()
 
 
@@ -214,6 +215,18 @@ def _leaves_alone_what_has_no_gradient():
         train(model, replace(CONFIG, weight_decay=0.5))
         assert torch.equal(model.of_no_use, torch.ones(3))
         assert torch.equal(model.decoder.output.weight, frozen)
+
+
+def _are_apart_in_the_end(rank):
+    model, state = new_model(), TrainingState()
+    train(model, state=state)
+    own = [*model.parameters(), *state.optimizer.values()]
+    with torch.no_grad():
+        for tensor in own:
+            tensor.fill_(rank)
+    dist.barrier()
+    assert all((tensor == rank).all() for tensor in own)
+    dist.barrier()
 
 
 def _diverges(folder, rank):
