@@ -104,8 +104,8 @@ def _is_plain(network: Encoder | Decoder, activation: str) -> bool:
 
 
 def _are_distinct(layers: Sequence[Layer]) -> bool:
-    parameters = [id(parameter) for layer in layers for parameter in layer]
-    return len(set(parameters)) == len(parameters)
+    parameters = _parameters(layers)
+    return len(set(map(id, parameters))) == len(parameters)
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -158,7 +158,8 @@ def elbo_and_gradient(
     to_moments = torch.cat([to_loc, to_raw], -1)
     to_encoder, _ = _run_back(_weights(encoder), read, to_moments, activation, _gradients(encoder))
 
-    for parameter, gradient in zip(parameters_of(model), to_encoder + to_decoder, strict=True):
+    parameters = _parameters(encoder + decoder)
+    for parameter, gradient in zip(parameters, to_encoder + to_decoder, strict=True):
         if parameter.requires_grad:
             parameter.grad = gradient
     return log_px_z, kl
@@ -166,8 +167,7 @@ def elbo_and_gradient(
 
 def parameters_of(model: VAE) -> list[Tensor]:
     """Those that `elbo_and_gradient` writes a gradient for, where they require one."""
-    layers = layers_of(model.encoder) + layers_of(model.decoder)
-    return [parameter for layer in layers for parameter in layer]
+    return _parameters(layers_of(model.encoder) + layers_of(model.decoder))
 
 
 def log_px_z(model: VAE, x: Tensor, z: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ def log_px_z(model: VAE, x: Tensor, z: Tensor) -> Tensor:
     """
     x = x.to(model.dtype).flatten(1)
     activation = ACTIVATIONS[model.config.activation]
-    parameters = [parameter for layer in layers_of(model.decoder) for parameter in layer]
+    parameters = _parameters(layers_of(model.decoder))
     at_once = samples_at_once(x, {"cpu": CACHED_VALUES})
     parts = [
         _LogPxZ.apply(x, part, activation, *parameters)
@@ -192,13 +192,16 @@ def layers_of(network: Encoder | Decoder) -> list[Layer]:
     return [Layer(layer.weight, layer.bias) for layer in layers]
 
 
+def _parameters(layers: Sequence[Layer]) -> list[Tensor]:
+    return [parameter for layer in layers for parameter in layer]
+
+
 def _weights(layers: Sequence[Layer]) -> list[Tensor]:
     return [layer.weight for layer in layers]
 
 
 def _gradients(layers: Sequence[Layer]) -> list[Tensor | None]:
-    parameters = (parameter for layer in layers for parameter in layer)
-    return [parameter.grad if parameter.requires_grad else None for parameter in parameters]
+    return [one.grad if one.requires_grad else None for one in _parameters(layers)]
 
 
 class _LogPxZ(torch.autograd.Function):
