@@ -8,7 +8,6 @@ GPUs (`vae.training`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -69,14 +68,6 @@ class SummingRanks(Ranks):
         return loss.view(())
 
 
-class Part(NamedTuple):
-    """A parameter, and where one rank writes its gradient."""
-
-    parameter: Tensor
-    gradient: Tensor
-    is_own: bool  # updated by this rank
-
-
 class SharingRanks(Ranks):
     """Ranks of one machine, with one copy of the parameters and of the optimiser's state.
 
@@ -104,14 +95,14 @@ class SharingRanks(Ranks):
         owners = self.owners(parameters, len(self.rows))
         order = sorted(parameters, key=lambda name: owners[name])
         flats = self.rows[self.rank, FIRST:].split([parameters[name].numel() for name in order])
-        self.parts = [
-            Part(parameters[name], flat.view_as(parameters[name]), owners[name] == self.rank)
+        self.gradients = {  # where this rank writes them
+            parameters[name]: flat.view_as(parameters[name])
             for name, flat in zip(order, flats, strict=True)
-        ]
-        self.gradients = {part.parameter: part.gradient for part in self.parts}
+        }
+        self.own = {parameters[name] for name in order if owners[name] == self.rank}
         first = sum(parameters[name].numel() for name in order if owners[name] < self.rank)
-        count = sum(part.gradient.numel() for part in self.parts if part.is_own)
-        self.own = slice(FIRST + first, FIRST + first + count)
+        count = sum(parameter.numel() for parameter in self.own)
+        self.own_values = slice(FIRST + first, FIRST + first + count)
 
     @staticmethod
     def owners(parameters: Mapping[str, Tensor], ranks: int) -> dict[str, int]:
@@ -137,15 +128,15 @@ class SharingRanks(Ranks):
     def sum(self, loss: Tensor) -> Tensor:
         mine = self.rows[self.rank]
         mine[LOSS] = loss.detach()
-        for parameter, gradient, is_own in self.parts:
+        for parameter, gradient in self.gradients.items():
             if parameter.grad is not None:
                 gradient.copy_(parameter.grad)  # nothing to do where it was lent
-                parameter.grad = gradient if is_own else None
+                parameter.grad = gradient if parameter in self.own else None
         self.memory.meet()
-        total = mine[self.own]
+        total = mine[self.own_values]
         for rank, row in enumerate(self.rows):
             if rank != self.rank:
-                total += row[self.own]
+                total += row[self.own_values]
         return self.rows[:, LOSS].sum()
 
     def norm(self) -> Tensor:
@@ -163,7 +154,7 @@ class SharingRanks(Ranks):
             parameter.data, parameter.grad = parameter.data.clone(), None
         for key, tensor in state.items():
             state[key] = tensor.clone()
-        self.weights, self.gradients, self.parts, self.rows = {}, {}, [], torch.empty(0)
+        self.weights, self.gradients, self.rows = {}, {}, torch.empty(0)
         self.memory.close()
 
 
