@@ -85,15 +85,19 @@ def _grey_factor_analysis(
     num_samples: int,
     seed: int,
 ) -> Baseline:
-    """Factor analysis on y = (x + 0.5) / 256, scored by the exact mass of each pixel's bin."""
+    """Factor analysis on y = (x + 0.5) / 256, scored by the exact mass of each pixel's bin.
+
+    Fitted in grey levels, as they lie in memory: a copy of large pictures in float64 may not fit.
+    """
     data_shape = tuple(test.shape[1:])
     factors = _num_factors(latent_dim, data_shape)
-    y = (train.double() + 0.5) / 256
     best, best_score = None, -math.inf
     for floor in FLOORS:
         scale = min(min_scale * floor, 0.5)
-        fitted = FactorAnalysis.fit(y, factors, min_noise=scale**2, tol=1e-4, seed=seed)
-        vae = _single(fitted).as_vae("grey8", data_shape)
+        fitted = FactorAnalysis.fit(
+            train, factors, min_noise=(256 * scale) ** 2, tol=1e-4, seed=seed
+        )
+        vae = _on_unit_interval(fitted).as_vae("grey8", data_shape)
         log_px = _importance_sampled(vae, valid[:FLOOR_EXAMPLES], FLOOR_SAMPLES, seed)
         score = log_px.mean().item()
         if score > best_score:
@@ -135,9 +139,10 @@ def _importance_sampled(model: VAE, x: Tensor, num_samples: int, seed: int) -> T
     return torch.cat(parts).double()
 
 
-def _single(fitted: FactorAnalysis) -> FactorAnalysis:
-    """The same model in float32, in which decoding is twice as fast."""
-    return FactorAnalysis(fitted.loc.float(), fitted.weight.float(), fitted.noise_variance.float())
+def _on_unit_interval(fitted: FactorAnalysis) -> FactorAnalysis:
+    """The model of x as one of y = (x + 0.5) / 256, in float32: decoding is twice as fast."""
+    loc, weight = (fitted.loc + 0.5) / 256, fitted.weight / 256
+    return FactorAnalysis(loc.float(), weight.float(), (fitted.noise_variance / 256**2).float())
 
 
 def _num_factors(latent_dim: int, data_shape: tuple[int, ...]) -> int:

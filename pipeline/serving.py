@@ -198,7 +198,7 @@ class ScoredVAE(PythonModel):
             if low < 0 or high > top or (values != np.round(values)).any():
                 words = "0 or 1" if top == 1 else "whole grey levels 0…255, not rescaled"
                 raise refusal(f"expected {words}; found values from {low:g} to {high:g}")
-        return torch.from_numpy(values.reshape(-1, *shape)).to(self.model.dtype)
+        return torch.from_numpy(values.reshape(-1, *shape)).to(self.model.data_loc.dtype)
 
 
 def checked_parameters(params: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def load(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> 
     tensors = _load_tensors(folder / WEIGHTS, facts.get("weights_sha256"), device)
     try:
         model = VAE(VAEConfig.from_dict(facts["model"]))
-        dtype = next(value.dtype for value in tensors.values() if value.is_floating_point())
+        dtype = tensors[next(name for name, _ in model.named_parameters())].dtype
         model.to(device=device, dtype=dtype).load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, StopIteration) as error:
         raise CheckpointError(f"{folder / CONFIG} does not describe {WEIGHTS}: {error}") from error

@@ -167,18 +167,21 @@ class Dataset:
 
 def statistics_of(parts: Iterable[Tensor], *, binarize: bool) -> tuple[Tensor, Tensor]:
     """`Source.statistics` of examples that come in parts (N, *data_shape)."""
-    count, total, square = 0, torch.zeros(()), torch.zeros(())
+    count, origin, total, square = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
     for part in parts:
-        count += len(part)
         for rows in part.split(max(1, SUMMED_VALUES // max(1, part.shape[1:].numel()))):
-            rows = rows.double()
+            if not count and part.is_floating_point():
+                origin = rows[0].double()  # far from 0, squares alone would lose the spread
+            count += len(rows)
+            rows = rows.double() - origin.to(rows.device)
             total = rows.sum(0) + total.to(rows)
             square = rows.square().sum(0) + square.to(rows)
     mean = total / count
     if binarize:
         mean = mean / 255
         return mean, (mean * (1 - mean)).sqrt()
-    return mean, (square / count - mean.square()).clamp_min(0).sqrt()
+    variance = (square / count - mean.square()).clamp_min(0)
+    return mean + origin.to(mean), variance.sqrt()
 
 
 def shares_of(

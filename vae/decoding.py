@@ -13,10 +13,9 @@ from torch import Tensor
 from vae.model import PRECISIONS, VAE
 from vae.perceptron import is_hooked, knows_decoder, layers_of
 
-WORTH_COMPILING = 2**29
-"""Decoder outputs that take about as long as importing Numba and compiling: two seconds."""
-
-_taken = 0  # decoder outputs of this process so far, of models that could be compiled
+WORTH_COMPILING = 2**26
+"""Decoder outputs of one call from which on it is compiled. Compiling takes two seconds once, and
+then saves a quarter of a second for so many; what a call returns depends on that call alone."""
 
 
 def compiled_decoder(
@@ -25,10 +24,8 @@ def compiled_decoder(
     """The model's `CompiledDecoder`, where it can have one and it is worth it, or None.
 
     x: (B, *data_shape). precision: of the matrix products, a name in `vae.model.PRECISIONS`.
-    num_samples: how many z there will be for each example; a process compiles once it has had as
-    much work as compiling is.
+    num_samples: how many z there will be for each example.
     """
-    global _taken
     if not (
         len(x)
         and knows_decoder(model)
@@ -37,8 +34,7 @@ def compiled_decoder(
         and not any(map(is_hooked, model.modules()))
     ):
         return None
-    _taken += num_samples * x.numel()
-    if _taken < WORTH_COMPILING or not ((x == 0) | (x == 1)).all():
+    if num_samples * x.numel() < WORTH_COMPILING or not ((x == 0) | (x == 1)).all():
         return None
     return CompiledDecoder(model, x, precision)
 

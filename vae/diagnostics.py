@@ -117,15 +117,26 @@ class AggregateTerms:
     """The mean KL of a split in two parts, mutual_information + aggregate_kl, in nats.
 
     Attributes:
-        mutual_information: of x and z under q(z|x), at most log N.
+        mutual_information: of x and z under q(z|x), a lower bound in expectation, and at most
+            log N: with x from N examples no more can be seen (Poole et al. 2019, eq. 12).
+        most_information: an upper bound in expectation, that with each example left out of its own
+            mixture (Poole et al. 2019, eq. 13), or the mean KL where that is lower.
         aggregate_kl: KL(q(z) || p(z)) of the aggregate posterior q(z) = 1/N Σ q(z|x_n): how far
-            the codes of the data are from what the prior would draw.
-        num_examples: N, since the mutual information cannot exceed log N.
+            the codes of the data are from what the prior would draw; where the mutual information
+            stops at log N, this has the rest.
+        num_examples: N.
     """
 
     mutual_information: float
+    most_information: float
     aggregate_kl: float
     num_examples: int
+
+    @property
+    def is_saturated(self) -> bool:
+        """Whether the split is too small to see the mutual information: its bounds are 1 nat or
+        more apart."""
+        return self.most_information - self.mutual_information >= 1
 
 
 def aggregate_terms(
@@ -136,6 +147,9 @@ def aggregate_terms(
     generator: torch.Generator | None = None,
 ) -> AggregateTerms:
     """Mutual information and KL of the aggregate posterior (Hoffman and Johnson 2016).
+
+    The mutual information is bounded from both sides (Poole, Ozair, van den Oord, Alemi and Tucker
+    2019, *On variational bounds of mutual information*, arXiv:1905.06922).
 
     z ~ q(z|x_n) for every example, num_samples times; q(z) is the exact mixture over the split, so
     the cost is num_samples x N² densities of q.
@@ -149,12 +163,20 @@ def aggregate_terms(
         z, log_q_given_x = draw_with_log_prob(q, eps)
         z = z.flatten(0, 1)
         rows = max(1, PAIR_VALUES // (count * size))
-        log_q = torch.cat([q.log_prob(part[:, None]).logsumexp(1) for part in z.split(rows)])
-        log_q = log_q.double() - math.log(count)
-        information = log_q_given_x.flatten().double() - log_q
+        own = torch.arange(count, device=z.device).repeat(num_samples)
+        sums, others = [], []
+        for part, places in zip(z.split(rows), own.split(rows), strict=True):
+            pairs = q.log_prob(part[:, None]).double()
+            sums.append(pairs.logsumexp(1))
+            others.append(pairs.scatter(1, places[:, None], -math.inf).logsumexp(1))
+        log_q = torch.cat(sums) - math.log(count)
+        log_q_of_others = torch.cat(others) - math.log(max(1, count - 1))
+        log_q_given_x, log_p = log_q_given_x.flatten().double(), p.log_prob(z).double()
+        without_own = (log_q_given_x - log_q_of_others).mean().item()
         return AggregateTerms(
-            mutual_information=information.mean().item(),
-            aggregate_kl=(log_q - p.log_prob(z).double()).mean().item(),
+            mutual_information=(log_q_given_x - log_q).mean().item(),
+            most_information=min(without_own, (log_q_given_x - log_p).mean().item()),
+            aggregate_kl=(log_q - log_p).mean().item(),
             num_examples=count,
         )
 

@@ -88,14 +88,35 @@ class Factorised(Distribution):
         return u * (1 - eps) + eps / 2
 
 
-class FactorisedBase(Factorised):
-    """A product of torch's univariate `base`, a family with a location, over data values."""
+class Standardised(Factorised):
+    """A product of torch's univariate `standard`, a family with a location, over data values.
+
+    x = loc + scale * y, and y has the distribution `standard`: p(x) = p(y) / scale. loc, scale:
+    event shape, float64, so that neither a far location nor a unit of 1e-30 or 1e30 costs digits
+    or overflows; y and all that depends on parameters have the dtype of `standard`. Means,
+    variances and samples are in the units of x, float64.
+    """
 
     def __init__(
-        self, base: Normal | Laplace | StudentT, event_dims: int, *, validate_args: bool = False
+        self,
+        standard: Normal | Laplace | StudentT,
+        loc: Tensor,
+        scale: Tensor,
+        event_dims: int,
+        *,
+        validate_args: bool = False,
     ) -> None:
-        self.base = base
-        super().__init__(base.loc, event_dims, validate_args=validate_args)
+        self.standard, self.loc, self.scale = standard, loc, scale
+        super().__init__(standard.loc, event_dims, validate_args=validate_args)
+
+    @property
+    def base(self) -> Normal | Laplace | StudentT:
+        """The univariate family in the units of x, (*batch, *event)."""
+        loc = self.loc + self.scale * self.standard.loc
+        scale = self.scale * self.standard.scale
+        if isinstance(self.standard, StudentT):
+            return StableStudentT(self.standard.df.to(scale), loc, scale)
+        return type(self.standard)(loc, scale, validate_args=False)
 
     @property
     def support(self) -> constraints.Constraint:
@@ -103,17 +124,23 @@ class FactorisedBase(Factorised):
 
     @property
     def mean(self) -> Tensor:
-        return self.base.mean
+        return self.loc + self.scale * self.standard.mean
 
     @property
     def variance(self) -> Tensor:
-        return self.base.variance
+        return self.scale.square() * self.standard.variance
 
     def values_log_prob(self, x: Tensor) -> Tensor:
-        return self.base.log_prob(x)
+        y = ((x.to(self.loc) - self.loc) / self.scale).to(self._like.dtype)
+        return self.standard.log_prob(y) - self.scale.log().to(self._like.dtype)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        return sum_event(self.values_log_prob(value), len(self.event_shape))
 
     def _draw(self, sample_shape: torch.Size) -> Tensor:
-        return self.base.sample(sample_shape)
+        return self.loc + self.scale * self.standard.sample(sample_shape)
 
 
 def bernoulli_log_prob(logits: Tensor, x: Tensor, event_dims: int) -> Tensor:

@@ -76,9 +76,8 @@ def importance_sampling(
     """log p(x) with the model's posterior q(z|x) as proposal (Rezende et al. 2014, appendix E).
 
     Encodes x once and decodes num_samples x B latents, `chunk_size` samples of every example at a
-    time; the sums are streamed, so memory does not grow with num_samples. Once a process has had
-    seconds of work with perceptrons of Bernoulli pixels, it compiles them (`vae.decoding`): from
-    then on the same call may differ by rounding.
+    time; the sums are streamed, so memory does not grow with num_samples. A call with much work for
+    a perceptron of Bernoulli pixels compiles it (`vae.decoding`).
 
     Args:
         model: a VAE; its parameters' dtype and device decide.

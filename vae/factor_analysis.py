@@ -27,6 +27,13 @@ from vae.priors import DiagonalNormal, raw_log_scale
 LOG_2PI = math.log(2 * math.pi)
 
 
+DENSE = 4096
+"""Data values up to which the covariance is kept as a matrix, 134 MB."""
+
+BLOCK_VALUES = 2**22
+"""Data values that are turned into float64 at a time."""
+
+
 class FactorAnalysis:
     """x ~ N(loc, weight weightᵀ + diag(noise_variance)), with every quantity exact.
 
@@ -195,7 +202,8 @@ class FactorAnalysis:
         Rubin and Thayer, *EM algorithms for ML factor analysis* (1982), with the parameter
         expansion of Liu, Rubin and Wu (1998): z's covariance is free within a step and folded back
         into W, which leaves the maximum where it was and reaches it in far fewer steps. The data
-        enter through their covariance only, so a step costs O(D² d) whatever the number of rows.
+        enter through their covariance only: a step costs O(D² d) up to D = 4096 values, and
+        O(N D d) in memory of O(D d) beyond the data above.
 
         Args:
             x: (N, D) or (N, ...), any numeric dtype.
@@ -209,7 +217,7 @@ class FactorAnalysis:
         Raises:
             ValueError: fewer than 2 rows, values that aren't finite, latent_dim out of range.
         """
-        x = torch.as_tensor(x).flatten(1).to(torch.float64)
+        x = torch.as_tensor(x).flatten(1)
         num_examples, num_values = x.shape
         if num_examples < 2:
             raise ValueError(f"factor analysis needs at least 2 rows of data; found {num_examples}")
@@ -220,21 +228,20 @@ class FactorAnalysis:
             )
         if not min_noise > 0:
             raise ValueError(f"min_noise must be positive; found {min_noise}")
-        loc = x.mean(0)
+        covariance = _Covariance(x)
+        loc = covariance.loc
         if not bool(loc.isfinite().all()):
             raise ValueError("x holds values that are not finite")
-        centred = x - loc
-        S = centred.T @ centred / num_examples
-        variance = S.diagonal().clamp_min(min_noise)
+        variance = covariance.diagonal.clamp_min(min_noise)
 
         generator = torch.Generator(x.device).manual_seed(seed)
-        like = {"dtype": x.dtype, "device": x.device}
+        like = {"dtype": torch.float64, "device": x.device}
         noise = (0.5 * variance).clamp_min(min_noise)
         weight = torch.randn(num_values, latent_dim, generator=generator, **like)
         weight = weight * (0.5 * variance / latent_dim).sqrt()[:, None]
         previous = -math.inf
         for _ in range(max_iter):
-            log_likelihood, W, psi = _em_step(S, weight, noise, min_noise)
+            log_likelihood, W, psi = _em_step(covariance, weight, noise, min_noise)
             if log_likelihood - previous < tol:
                 break
             previous, weight, noise = log_likelihood, W, psi
@@ -314,24 +321,65 @@ class FactorAnalysis:
         return 0.5 * self.latent_dim * (widen**2 - 1 - 2 * math.log(widen) + shift**2)
 
 
+class _Covariance:
+    """S = Σ (x - loc)(x - loc)ᵀ / N of rows x (N, D), in float64: its diagonal and its products.
+
+    Up to DENSE values S is a matrix; above, where it would need more memory than the data, a
+    product with it is two passes over the rows, a block of them at a time.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        num_examples, self.num_values = x.shape
+        self.rows = max(1, BLOCK_VALUES // self.num_values)
+        total = torch.zeros(self.num_values, dtype=torch.float64, device=x.device)
+        for block in x.split(self.rows):
+            total += block.sum(0, dtype=torch.float64)
+        self.loc = total / num_examples
+        squares = torch.zeros_like(total)
+        for block in x.split(self.rows):
+            squares += self._centred(block).square_().sum(0)
+        self.diagonal = squares / num_examples
+        self.matrix: Tensor | None = None
+        if self.num_values <= DENSE:
+            matrix = total.new_zeros(self.num_values, self.num_values)
+            for block in x.split(self.rows):
+                centred = self._centred(block)
+                matrix.addmm_(centred.T, centred)
+            self.matrix = matrix / num_examples
+
+    def _centred(self, block: Tensor) -> Tensor:
+        return block.to(torch.float64) - self.loc
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        """S other, (D, d)."""
+        if self.matrix is not None:
+            return self.matrix @ other
+        total = torch.zeros_like(other)
+        for block in self.x.split(self.rows):
+            centred = self._centred(block)
+            total.addmm_(centred.T, centred @ other)
+        return total / len(self.x)
+
+
 def _em_step(
-    S: Tensor, weight: Tensor, noise: Tensor, min_noise: float
+    S: _Covariance, weight: Tensor, noise: Tensor, min_noise: float
 ) -> tuple[float, Tensor, Tensor]:
     """Mean log-likelihood per example at (weight, noise) in nats, and the next weight and noise."""
     scaled = weight / noise[:, None]  # Ψ⁻¹ W
-    M = torch.eye(weight.shape[1], dtype=S.dtype, device=S.device) + weight.T @ scaled
+    M = torch.eye(weight.shape[1], dtype=noise.dtype, device=noise.device) + weight.T @ scaled
     chol = torch.linalg.cholesky(M)
     projected = S @ scaled
     Exz = torch.cholesky_solve(projected.T, chol).T  # E[(x - loc) zᵀ], (D, d)
     Ezz = torch.cholesky_inverse(chol) + torch.cholesky_solve(scaled.T @ Exz, chol)
 
-    trace = (S.diagonal() / noise).sum() - (Exz * scaled).sum()
+    trace = (S.diagonal / noise).sum() - (Exz * scaled).sum()
     log_det = noise.log().sum() + 2 * chol.diagonal().log().sum()
-    log_likelihood = -0.5 * (S.shape[0] * LOG_2PI + log_det + trace)
+    log_likelihood = -0.5 * (S.num_values * LOG_2PI + log_det + trace)
 
     chol_zz = torch.linalg.cholesky(0.5 * (Ezz + Ezz.T))
     W = torch.cholesky_solve(Exz.T, chol_zz).T
-    psi = (S.diagonal() - (W * Exz).sum(1)).clamp_min(min_noise)
+    psi = (S.diagonal - (W * Exz).sum(1)).clamp_min(min_noise)
     return float(log_likelihood), W @ chol_zz, psi
 
 

@@ -33,8 +33,9 @@ class Evidence:
         se: Monte-Carlo standard error of log_px by the delta method, √(1/ess - 1/K); NaN at K = 1.
         ess: effective sample size (Σ w)² / Σ w², in 1 … K.
         khat: Pareto shape of the largest min(K/5, 3√K) weights: above 0.7 the estimate is not to
-            be trusted; 0 for constant weights; inf where the tail spans more than floats can hold;
-            NaN with fewer than 5 such weights (K < 25).
+            be trusted; 0 for constant weights; inf where the tail spans more than floats can hold,
+            or rounding alone moves log weights by a nat; NaN with fewer than 5 such weights
+            (K < 25).
         ladder: {k: log (1/k) Σ w over the first k weights, or all if there are fewer} for
             k = 1, 10, 100, … and K.
         elbo: (1/K) Σ log w, the K-sample estimate of the evidence lower bound.
@@ -191,7 +192,8 @@ def pareto_khat(tail: Tensor, resolution: float) -> Tensor:
 
     Returns:
         k̂, (B,): 0 where the tail is constant up to rounding, inf where it spans more than floats
-        can hold or holds no weight above 0, NaN where a weight is NaN.
+        can hold, holds no weight above 0, or where rounding alone moves a log weight by 1 nat or
+        more, so that nothing is known of the weights; NaN where a weight is NaN.
     """
     log_w = tail.T.flip(-1)
     threshold, largest = log_w[:, 0], log_w[:, -1]
@@ -204,7 +206,8 @@ def pareto_khat(tail: Tensor, resolution: float) -> Tensor:
     khat = pareto_shape(torch.where(usable.unsqueeze(-1), excess, 1.0))
     khat = torch.where(khat.isfinite(), khat, math.inf)
     khat = torch.where(usable, khat, torch.where(spread > 1, math.inf, 0.0))
-    khat = torch.where(largest.isinf(), math.inf, khat)
+    unknown = resolution * largest.abs() >= 1
+    khat = torch.where(largest.isinf() | unknown, math.inf, khat)
     return torch.where(log_w.isnan().any(-1), math.nan, khat)
 
 

@@ -86,7 +86,7 @@ class Likelihood(nn.Module):
     def forward(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
         """p(x|z): batch shape *batch, event shape data_shape.
 
-        raw: (*batch, outputs_per_value, *data_shape). loc, scale: (*data_shape), used in
+        raw: (*batch, outputs_per_value, *data_shape). loc, scale: (*data_shape), float64, used in
         `continuous` only, where raw units = loc + scale * standardised units.
         """
         expected = (self.outputs_per_value, *self.data_shape)
@@ -143,8 +143,8 @@ def _gaussian(
     event_dims = len(likelihood.data_shape)
     if likelihood.space == "grey8":
         return families.GreyGaussian(mu, sigma, event_dims)
-    base = Normal(loc + scale * mu, (scale * sigma).expand_as(mu), validate_args=False)
-    return families.FactorisedBase(base, event_dims)
+    standard = Normal(mu, sigma.expand_as(mu), validate_args=False)
+    return families.Standardised(standard, loc, scale, event_dims)
 
 
 @final
@@ -391,9 +391,9 @@ class StudentT(Likelihood):
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
         raw_location, raw_scale, raw_df = raw
         df = 1 + softplus(raw_df)
-        location, width = loc + scale * raw_location, scale * self._scale(raw_scale)
-        base = families.StableStudentT(df, location, width, validate_args=False)
-        return families.FactorisedBase(base, len(self.data_shape))
+        width = self._scale(raw_scale)
+        standard = families.StableStudentT(df, raw_location, width, validate_args=False)
+        return families.Standardised(standard, loc, scale, len(self.data_shape))
 
     def initial_bias(self, mean: Tensor, std: Tensor) -> Tensor:
         """Ten degrees of freedom."""
@@ -415,8 +415,8 @@ class LaplaceLikelihood(Likelihood):
 
     def distribution(self, raw: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
         location, raw_scale = raw
-        base = Laplace(loc + scale * location, scale * self._scale(raw_scale), validate_args=False)
-        return families.FactorisedBase(base, len(self.data_shape))
+        standard = Laplace(location, self._scale(raw_scale), validate_args=False)
+        return families.Standardised(standard, loc, scale, len(self.data_shape))
 
     def initial_bias(self, mean: Tensor, std: Tensor) -> Tensor:
         mu, sigma = self._start(mean, std)

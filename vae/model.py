@@ -184,8 +184,10 @@ class VAE(nn.Module):
             config.space
         ]
         self._products: torch.dtype | None = None
-        self.register_buffer("data_loc", torch.full(config.data_shape, loc))
-        self.register_buffer("data_scale", torch.full(config.data_shape, scale))
+        # Raw units of a column may be 1e-30 or 1e30, or lie far from 0.
+        dtype = torch.float64 if config.space == "continuous" else None
+        self.register_buffer("data_loc", torch.full(config.data_shape, loc, dtype=dtype))
+        self.register_buffer("data_scale", torch.full(config.data_shape, scale, dtype=dtype))
         self.data_loc: Tensor
         self.data_scale: Tensor
 
@@ -223,7 +225,8 @@ class VAE(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.data_loc.dtype
+        """Of the parameters, and of all that is computed from them."""
+        return next(self.parameters()).dtype
 
     @torch.no_grad()
     def set_data_statistics(self, mean: Tensor, std: Tensor) -> None:
@@ -242,6 +245,15 @@ class VAE(nn.Module):
             self.data_scale.copy_(std.square().mean().sqrt().clamp(min=1.0).expand_as(std))
         self.decoder.set_output_bias(self.likelihood_family.initial_bias(mean, std))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VAE:
+        """`to`, `float`, `half`, …: the statistics of `continuous` data stay in float64."""
+        kept = {"data_loc": self.data_loc, "data_scale": self.data_scale}
+        super()._apply(fn, recurse)
+        if self.config.space == "continuous":
+            for name, value in kept.items():
+                setattr(self, name, value.to(getattr(self, name).device))
+        return self
+
     def check_data(self, x: Tensor) -> None:
         """Raise ValueError unless x is (B, *data_shape)."""
         if tuple(x.shape[1:]) != self.config.data_shape or x.dim() == 0:
@@ -251,7 +263,7 @@ class VAE(nn.Module):
     def posterior(self, x: Tensor) -> Reparameterized:
         """q(z|x): x (B, *data_shape) -> batch (B,), event (L,)."""
         self.check_data(x)
-        first = self._encode((x.to(self.dtype) - self.data_loc) / self.data_scale)
+        first = self._encode(self._standardised(x))
         if not self.upward:
             return first
         return HierarchicalPosterior(first, list(self.upward), self.config.latent_dims)
@@ -279,7 +291,7 @@ class VAE(nn.Module):
         """
         p_x = self.likelihood(z)
         if u is None or not self.dequantizes:
-            return p_x.log_prob(x.to(self.dtype))
+            return p_x.log_prob(x.to(self.data_loc.dtype))
         return p_x.dequantized_log_prob(x.to(self.dtype), u.to(self.dtype))  # pyright: ignore[reportAttributeAccessIssue]
 
     def forward(self, x: Tensor, eps: Tensor | None = None, u: Tensor | None = None) -> ElboTerms:
@@ -299,6 +311,9 @@ class VAE(nn.Module):
             z = q.from_noise(eps)
         return ElboTerms(self.log_px_z(x, z, u).mean(0), kl)
 
+    def _standardised(self, x: Tensor) -> Tensor:
+        return ((x.to(self.data_loc.dtype) - self.data_loc) / self.data_scale).to(self.dtype)
+
     def _encode(self, standardised: Tensor) -> Reparameterized:
         with self._network():
             outputs = self.encoder(standardised)
@@ -311,18 +326,20 @@ class VAE(nn.Module):
 
     def _encode_pseudo_inputs(self, pseudo_inputs: Tensor) -> Reparameterized:
         """q(z|u) at pseudo-inputs around the data's mean, inside the data's range."""
-        x = _PSEUDO_INPUTS[self.config.space](pseudo_inputs, self.data_loc, self.data_scale)
-        return self._encode((x - self.data_loc) / self.data_scale)
+        if self.config.space == "continuous":
+            return self._encode(pseudo_inputs)
+        return self._encode(
+            self._standardised(_PSEUDO_INPUTS[self.config.space](pseudo_inputs, self.data_loc))
+        )
 
 
 def _squash(values: Tensor, mean: Tensor) -> Tensor:
     return torch.sigmoid(values + torch.logit(mean.clamp(0.01, 0.99)))
 
 
-_PSEUDO_INPUTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "binary": lambda values, loc, scale: _squash(values, loc),
-    "grey8": lambda values, loc, scale: 255 * _squash(values, loc / 255),
-    "continuous": lambda values, loc, scale: loc + scale * values,
+_PSEUDO_INPUTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "binary": _squash,
+    "grey8": lambda values, loc: 255 * _squash(values, loc / 255),
 }
 
 

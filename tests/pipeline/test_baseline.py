@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -139,3 +141,22 @@ def test_dynamic_binarisation_takes_grey_training_data():
     p = (0.2 * 400 + 1) / 402
     expected = [3 * math.log(1 - p), math.log(p) + 2 * math.log(1 - p)]
     np.testing.assert_allclose(independent.log_px, expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_large_pictures_fit_in_little_memory():
+    """192 x 192 RGB, whose covariance would take 98 GB, in 5 GB of address space."""
+    program = """
+import resource, torch
+torch.set_num_threads(1)
+from pipeline.baseline import fit_baselines
+torch.ones(1).exp()
+resource.setrlimit(resource.RLIMIT_AS, (5 << 30, 5 << 30))
+g = torch.Generator().manual_seed(0)
+x = torch.randint(0, 256, (40, 3, 192, 192), generator=g, dtype=torch.uint8)
+found = fit_baselines(x[:30], x[30:35], x[35:], space="grey8", latent_dim=4, min_scale=1e-3,
+                      num_samples=10, seed=0)
+print(found[0].log_px.isfinite().all().item())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr

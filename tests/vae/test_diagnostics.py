@@ -141,3 +141,23 @@ def test_the_posterior_gap_is_the_kl_of_the_encoder():
     gap = posterior_gap(evidence)
     assert gap.mean().item() == pytest.approx(fa.proposal_kl(0.3, 1.3), rel=0.02)
     assert (gap > 0).all()
+
+
+@pytest.mark.parametrize("latent_dim", [2, 8, 16])
+def test_mutual_information_lies_between_its_bounds(latent_dim):
+    """Of a linear model with its exact posterior: I(x; z) = ½ log |W Wᵀ / σ² + I|."""
+    g = torch.Generator().manual_seed(latent_dim)
+    count, noise = 500, 0.02
+    weight = torch.randn(2 * latent_dim, latent_dim, generator=g, dtype=torch.float64)
+    fa = FactorAnalysis(
+        torch.zeros(2 * latent_dim).double(), weight, torch.full((2 * latent_dim,), noise).double()
+    )
+    x, _ = fa.sample(count, generator=g)
+    eye = torch.eye(latent_dim, dtype=torch.float64)
+    exact = 0.5 * torch.logdet(weight.T @ weight / noise + eye).item()
+    terms = aggregate_terms(fa.as_vae(), x, num_samples=4, generator=g)
+    assert terms.mutual_information <= min(exact, math.log(count)) + 0.1
+    assert exact <= terms.most_information + 0.3
+    assert terms.is_saturated == (latent_dim > 2)
+    if latent_dim == 2:
+        assert terms.mutual_information == pytest.approx(exact, abs=0.3)

@@ -254,3 +254,18 @@ def test_values_are_checked():
     fa = FactorAnalysis(one, torch.ones(2, 1), one)
     with pytest.raises(ValueError, match=r"2 values for each example; found \(5, 3\)"):
         fa.log_prob(torch.zeros(5, 3))
+
+
+def test_a_fit_without_the_covariance_matrix_is_the_fit_with_it(monkeypatch):
+    """Above `DENSE` values no D x D matrix exists; blocks of rows make no difference."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (70, 12), generator=g, dtype=torch.uint8)
+    dense = FactorAnalysis.fit(x, 3, seed=1)
+    monkeypatch.setattr("vae.factor_analysis.DENSE", 4)
+    monkeypatch.setattr("vae.factor_analysis.BLOCK_VALUES", 100)
+    streamed = FactorAnalysis.fit(x, 3, seed=1)
+    for name in ("loc", "weight", "noise_variance"):
+        torch.testing.assert_close(
+            getattr(streamed, name), getattr(dense, name), rtol=1e-6, atol=1e-6
+        )
+    torch.testing.assert_close(streamed.log_prob(x), dense.log_prob(x), rtol=1e-9, atol=1e-9)

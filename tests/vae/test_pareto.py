@@ -1,11 +1,14 @@
 """The Pareto fit against arviz-stats', and on quantiles whose shape is known."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from arviz_stats.base.array import BaseArray
 from scipy import stats
 
+from vae.importance_weights import WeightStream
 from vae.pareto import pareto_shape, pareto_unit
 
 
@@ -35,3 +38,16 @@ def test_ties_above_the_threshold_are_a_tail_without_weight(M):
 
 def test_the_unit_is_about_the_first_quartile():
     assert [pareto_unit(M) for M in (5, 6, 10, 100)] == [0, 1, 2, 24]
+
+
+@pytest.mark.parametrize("size", [1e8, 1e17])
+def test_weights_that_rounding_alone_makes_equal_are_not_trusted(size):
+    """Of an example so far out that its log weights have no digit left for their differences."""
+    log_w = torch.full((1000, 3), -size) * torch.tensor([1.0, 1.0, 1e-12])
+    stream = WeightStream(
+        1000, 3, resolution=torch.finfo(torch.float32).eps, device=torch.device("cpu")
+    )
+    stream.add(log_w, log_w)
+    evidence = stream.evidence()
+    assert evidence.khat[:2].tolist() == [math.inf, math.inf]
+    assert evidence.trustworthy.tolist() == [False, False, True]
