@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.stage import UserError, project_root, run_stage, say
 from pipeline.yaml_file import read_yaml
+from vae.files import listed
 
 FOLDER = Path("experiments")
 BASE = "base"
@@ -39,7 +40,7 @@ def read_overlay(name: str, folder: Path = FOLDER) -> dict[str, Any]:
         seen.append(following)
         file = folder / f"{following}.yaml"
         if not file.is_file():
-            known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+            known = ", ".join(path.stem for path in listed(folder, "*.yaml"))
             raise UserError(f"there is no {file}; there are: {known}")
         content = dict(read_yaml(file).content)
         following = content.pop(BASE, None)

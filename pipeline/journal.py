@@ -126,6 +126,8 @@ class Journal:
     def _read(self) -> Iterator[tuple[str, Record]]:
         selector = fs.FileSelector(f"{self.storage.root}/{self.folder}")
         for entry in self.storage.filesystem.get_file_info(selector):
+            if entry.base_name.startswith(".") or entry.extension != "json":
+                continue  # left half-written
             content = self.storage.read(f"{self.folder}/{entry.base_name}")
             if content:  # a kill may have cut one short
                 record = Record(**{key: _as_tuples(value) for key, value in content.items()})

@@ -14,6 +14,7 @@ from pathlib import Path
 from pipeline.sections import PARAMS_FILE, PlainParams, check_types, hints
 from pipeline.stage import project_root, whole_file
 from pipeline.yaml_file import read_yaml
+from vae.files import listed
 
 
 def load_plain_params() -> PlainParams:
@@ -66,6 +67,6 @@ def _fingerprint() -> str | None:
     except OSError:
         return None
     root = Path(__file__).parents[1]
-    for file in sorted([*root.glob("pipeline/*.py"), *root.glob("vae/*.py")]):
+    for file in [*listed(root / "pipeline", "**/*.py"), *listed(root / "vae", "**/*.py")]:
         digest.update(file.read_bytes())
     return digest.hexdigest()

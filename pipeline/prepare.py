@@ -29,8 +29,9 @@ from pipeline.storage import S3, download
 
 SMALLEST_SPLIT = 2
 REPEATED_SHARE = 0.05
-# Values this many standard deviations from zero lose their spread in single precision.
-FARTHEST = 1e4
+# Values this many standard deviations from zero lose their spread in double precision.
+FARTHEST = 1e12
+SMALLEST_SPREAD = 1e-100  # below, a square is no number
 BATCH_ROWS = 4096
 
 
@@ -241,7 +242,7 @@ def check_columns(
     """The columns with many repeated values in the training split, where a density can spike.
 
     Raises UserError for columns that have no density: constant ones, and those whose spread is
-    lost in the model's single precision.
+    lost in double precision.
     """
     assert examples.columns is not None
     train = x[order[assigned == "train"]]
@@ -258,8 +259,14 @@ def check_columns(
         first, more = lost[0], f" ({len(lost) - 1} more like it)" if len(lost) > 1 else ""
         raise UserError(
             f"data.columns: {examples.columns[first]!r} lies at {train[:, first].mean():g} with a "
-            f"standard deviation of {spread[first]:g}, which single precision cannot resolve{more}"
+            f"standard deviation of {spread[first]:g}, which double precision cannot resolve{more}"
             "; subtract an offset"
+        )
+    small = names[spread < SMALLEST_SPREAD]
+    if len(small):
+        raise UserError(
+            f"data.columns: {some(map(repr, small.tolist()), 8)} has a standard deviation below "
+            f"{SMALLEST_SPREAD:g}; use another unit"
         )
     repeated = np.array([len(train) - len(np.unique(column)) for column in train.T])
     return tuple(names[repeated > REPEATED_SHARE * len(train)].tolist())

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.stage import UserError, read_json, write_json
+from vae.files import listed
 
 SPLITS = ("train", "valid", "test")
 META_FILE = "meta.json"
@@ -104,6 +105,12 @@ def load_split(folder: str | Path, split: str) -> Split:
     """
     meta = load_meta(folder)
     parts = [read_shard(path, meta) for path in shard_paths(folder, split)]
+    found = sum(map(len, parts))
+    if found != meta.counts[split]:
+        raise UserError(
+            f"{Path(folder) / split} holds {found} examples; meta.json says {meta.counts[split]}; "
+            "`dvc checkout` restores it"
+        )
     if len(parts) == 1:
         return parts[0]
     return Split(
@@ -115,8 +122,13 @@ def load_split(folder: str | Path, split: str) -> Split:
 
 
 def shard_paths(folder: str | Path, split: str) -> list[Path]:
-    """The Parquet files of a split, in order. Raises UserError when there is none."""
-    paths = sorted((Path(folder) / split).glob("*.parquet"))
+    """The Parquet files of a split, in order. Raises UserError when one is missing."""
+    paths = listed(Path(folder) / split, "[0-9]*.parquet")
+    if any(int(path.stem) != number for number, path in enumerate(paths)):
+        raise UserError(
+            f"{Path(folder) / split} lacks a file between {paths[0].name} and {paths[-1].name}; "
+            "`dvc checkout` restores it"
+        )
     if not paths:
         raise UserError(f"{Path(folder) / split} holds no Parquet file; `dvc repro` makes it")
     return paths

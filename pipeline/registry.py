@@ -250,7 +250,7 @@ def _packed(
     discrete = read_json(model / CONFIG)["model"]["space"] != "continuous"
     with tempfile.TemporaryDirectory() as folder:
         code, facts = Path(folder) / "vae", Path(folder) / "data.json"
-        skipped = shutil.ignore_patterns("__pycache__")
+        skipped = shutil.ignore_patterns("__pycache__", ".*")
         shutil.copytree(Path(vae.__file__).parent, code, ignore=skipped)
         facts.write_text(json.dumps(data, indent=1) + "\n")
         yield {

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.stage import UserError, read_json
+from vae.files import listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ def read_inputs(
     """Read the stages' files; raises UserError naming the first that is missing or damaged."""
     pictures = {
         name: _data_uri(evaluate / name)
-        for name in sorted(path.name for path in evaluate.glob("*.png"))
+        for name in (path.name for path in listed(evaluate, "*.png"))
     }
     return Inputs(
         meta=read_json(prepared / "meta.json"),

@@ -23,6 +23,7 @@ import yaml
 from pipeline.stage import EXPERIMENT_VARIABLE, UserError
 from pipeline.storage import Held, open_storage
 from pipeline.store import flatten
+from vae.files import listed
 
 KEPT_RUNS = 5
 
@@ -59,7 +60,7 @@ def _code_deps(stage: str, dvc_file: Path) -> list[Path]:
     for dep in deps:
         path = dvc_file.parent / dep
         if path.is_dir():
-            found += sorted(path.rglob("*.py"))
+            found += listed(path, "**/*.py")
         elif path.suffix == ".py":
             found.append(path)
     return found

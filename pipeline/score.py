@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -26,13 +27,14 @@ import pyarrow.parquet as pq
 from pipeline import cluster
 from pipeline.loading import PackedModel, champion_uri, fetch
 from pipeline.score_inputs import Input, open_input
-from pipeline.score_worker import Reader, answer
+from pipeline.score_worker import PLAN_KEY, Reader, answer, read_part
 from pipeline.stage import UserError, run_stage, say, whole_file, write_json
 from pipeline.terminal import steps
+from vae.files import held
 
 READ_CPUS, SCORE_CPUS = 0.25, 0.75  # so that one reads beside the others on any machine
 PLAN = "plan.json"
-PLAN_KEY = b"tightbound.plan"  # in the result's metadata: what it was made from
+PART = re.compile(r"\d{6}-\d{6}\.parquet")  # stream and chunk; all else is no part
 
 
 @dataclass(frozen=True)
@@ -59,21 +61,33 @@ def score(model_uri: str, data: Path, out: Path, task: Task | None = None) -> in
     if out.suffix != ".parquet":
         raise UserError(f"--out: expected a name that ends in .parquet, got {out}")
     parts = out.with_name(f"{out.name}.parts").resolve()
+    parts.mkdir(parents=True, exist_ok=True)
+    try:
+        with held(parts):
+            return _score(model_uri, data, out, task, parts)
+    except BlockingIOError:
+        raise UserError(
+            f"--out: another process is scoring into {parts}; wait for it, or name another file"
+        ) from None
+
+
+def _score(model_uri: str, data: Path, out: Path, task: Task, parts: Path) -> int:
     model = _model(model_uri, parts)
     draws = (task.num_samples or model.num_samples) if task.name == "score" else 1
     source = open_input(data, model, draws)
     plan = _plan(model, source, task)
     if out.is_file() and _made_from(out) == plan:
         say(f"{task.name:<10} {out} is there already, from this model and this data")
+        shutil.rmtree(parts, ignore_errors=True)
         return pq.read_metadata(out).num_rows
     done = _finished(parts, plan)
     say(
         f"{task.name:<10} {source.rows:,} examples of {data} by {model_uri}"
         + (f"; {sum(done.values()):,} were done before" if done else "")
     )
-    _work(model, source, task, parts, done)
+    _work(model, source, task, parts, plan, done)
     count = _assemble(parts, out, plan)
-    shutil.rmtree(parts)
+    shutil.rmtree(parts, ignore_errors=True)
     return count
 
 
@@ -87,7 +101,7 @@ def _model(uri: str, parts: Path) -> PackedModel:
     try:
         return fetch(uri, parts / "model")
     except UserError:
-        if not any((parts).glob("*.parquet")):
+        if not _parts(parts):
             shutil.rmtree(parts, ignore_errors=True)
         raise
 
@@ -106,16 +120,34 @@ def _made_from(out: Path) -> str | None:
 
 
 def _finished(parts: Path, plan: str) -> dict[str, int]:
-    """The chunks that an interrupted run of the same plan has finished, with their rows."""
-    file = parts / PLAN
-    if not file.is_file() or json.loads(file.read_text()).get("plan") != plan:
-        for old in parts.glob("*.parquet"):
-            old.unlink()
-        write_json(file, {"plan": plan})
-    return {path.stem: pq.read_metadata(path).num_rows for path in parts.glob("*.parquet")}
+    """The chunks that an interrupted run of the same plan has finished, with their rows.
+
+    What else lies there goes: parts of another plan, and what a process left that died while it
+    wrote, whatever its last byte was.
+    """
+    write_json(parts / PLAN, {"plan": plan})
+    done: dict[str, int] = {}
+    for path in parts.iterdir():
+        if path.name in (PLAN, "model"):
+            continue
+        rows = read_part(path, plan) if PART.fullmatch(path.name) else None
+        if rows is not None:
+            done[path.stem] = rows
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return done
 
 
-def _work(model: PackedModel, source: Input, task: Task, parts: Path, done: dict[str, int]) -> None:
+def _parts(parts: Path) -> list[Path]:
+    """The files of finished chunks, in the data's order."""
+    return sorted(path for path in parts.iterdir() if PART.fullmatch(path.name))
+
+
+def _work(
+    model: PackedModel, source: Input, task: Task, parts: Path, plan: str, done: dict[str, int]
+) -> None:
     """Read, answer and write all chunks that are not done, on all CPUs of the cluster."""
     with cluster.connect(), steps(task.name, source.rows, "example", done=None) as shown:
         import ray.data
@@ -130,7 +162,9 @@ def _work(model: PackedModel, source: Input, task: Task, parts: Path, done: dict
             Reader(source.streams, source.layout, frozenset(done)), num_cpus=READ_CPUS
         )
         answers = chunks.map_batches(
-            partial(answer, model=str(model.folder), params=task.params, parts=str(parts)),
+            partial(
+                answer, model=str(model.folder), params=task.params, parts=str(parts), plan=plan
+            ),
             batch_size=1,
             num_cpus=SCORE_CPUS,
         )
@@ -144,10 +178,19 @@ def _work(model: PackedModel, source: Input, task: Task, parts: Path, done: dict
 
 
 def _assemble(parts: Path, out: Path, plan: str) -> int:
-    """Join the parts, in the data's order, into `out`; returns the number of rows."""
-    paths = sorted(parts.glob("*.parquet"))
+    """Join the parts, in the data's order, into `out`; returns the number of rows.
+
+    Raises UserError where a part is damaged or missing: what is whole stays, and only that is done
+    again.
+    """
+    paths = _parts(parts)
     if not paths:
         raise UserError("--data holds no example")
+    damaged = [path for path in paths if read_part(path, plan) is None]
+    for path in damaged:
+        path.unlink()
+    if damaged or not _is_gapless([path.stem for path in paths]):
+        raise UserError(f"{parts} lacks parts of the answer; the same command makes them again")
     schema = pq.read_schema(paths[0]).with_metadata({PLAN_KEY: plan.encode()})
     count = 0
     with whole_file(out) as fresh, pq.ParquetWriter(fresh, schema) as writer:
@@ -156,6 +199,15 @@ def _assemble(parts: Path, out: Path, plan: str) -> int:
             writer.write_table(table)
             count += len(table)
     return count
+
+
+def _is_gapless(names: list[str]) -> bool:
+    """Whether the chunks of each stream are numbered from 0 on, with none missing between."""
+    by_stream: dict[str, list[int]] = {}
+    for name in names:
+        stream, _, number = name.partition("-")
+        by_stream.setdefault(stream, []).append(int(number))
+    return all(found == list(range(len(found))) for found in by_stream.values())
 
 
 def tell(out: Path, count: int) -> None:

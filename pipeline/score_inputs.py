@@ -1,7 +1,8 @@
-"""New data for a registered model, read in chunks: a folder of images, npz, csv or Parquet.
+"""New data for a registered model, read in chunks: a folder of images, npz, npy, csv or Parquet.
 
-Nothing is held whole, so the data may be of any size. A chunk's name depends on its place alone, so
-that an interrupted run knows what is done. Shapes: N examples of a chunk, D data values.
+Files are read by the readers of `prepare` (pipeline/sources), so that a file means the same to
+both. Nothing is held whole, so the data may be of any size. A chunk's name depends on its place
+alone, so that an interrupted run knows what is done. Shapes: N examples of a chunk, D data values.
 """
 
 from __future__ import annotations
@@ -9,22 +10,25 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import zipfile
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.loading import PackedModel
+from pipeline.sources.arrays import ArrayFile, as_read, open_arrays
+from pipeline.sources.columns import texts
 from pipeline.sources.images import SUFFIXES, PictureError, decode_picture
+from pipeline.sources.table import row_number_columns, table_values
+from pipeline.sources.table_files import SUFFIXES as TABLES
+from pipeline.sources.table_files import TableFile, batches, is_parquet, open_table, told
 from pipeline.stage import UserError
 
 IMAGES = set(SUFFIXES)
+ARRAYS = (".npz", ".npy")
 FILES_IN_STREAM = 2048
 CHUNK_DRAWS = 2**17  # examples times importance samples
 CHUNK_VALUES = 2**22
@@ -96,28 +100,47 @@ def open_input(path: Path, model: PackedModel, num_samples: int) -> Input:
         streams = [Stream(i, root, tuple(part), "", read_images) for i, part in enumerate(parts)]
         total = len(names)
     else:
-        streams = [
-            Stream(i, file, (), f"{file.name}:" if len(files) > 1 else "", _READERS[file.suffix])
-            for i, file in enumerate(files)
+        several = len(files) > 1
+        parts = [
+            part
+            for file in files
+            for part in _file_streams(file, f"{file.name}:" if several else "", layout)
         ]
-        total = sum(_COUNTS[file.suffix](file) for file in files)
+        streams = [replace(stream, number=i) for i, (stream, _) in enumerate(parts)]
+        total = sum(count for _, count in parts)
     return Input(streams=streams, rows=total, fingerprint=_fingerprint(files), layout=layout)
 
 
 def _files(path: Path) -> list[Path]:
-    """The files of one kind that a path holds, in the order of their names."""
+    """The files of one kind that a path holds, in the order of their names; none is hidden."""
+    known = (*ARRAYS, *TABLES)
     if path.is_file():
-        if path.suffix not in _READERS and path.suffix.lower() not in IMAGES:
-            raise UserError(f"--data: {path} is no image, and none of {', '.join(_READERS)}")
+        if path.suffix.lower() not in (*known, *IMAGES):
+            raise UserError(f"--data: {path} is no image, and none of {', '.join(known)}")
         return [path]
-    found = [file for file in path.rglob("*") if file.is_file() and file.name[:1] != "."]
-    kinds = [IMAGES, *({suffix} for suffix in _READERS)]
+    found = [
+        file
+        for file in path.rglob("*")
+        if file.is_file() and not any(p.startswith(".") for p in file.relative_to(path).parts)
+    ]
+    kinds = (IMAGES, ARRAYS, TABLES)
     present = [[file for file in found if file.suffix.lower() in kind] for kind in kinds]
     present = [files for files in present if files]
     if len(present) != 1:
-        words = "files of several kinds" if present else "no image, npz, csv or Parquet file"
+        words = "files of several kinds" if present else "no image, npz, npy, csv or Parquet file"
         raise UserError(f"--data: the folder {path} holds {words}; expected one kind")
     return sorted(present[0])
+
+
+def _file_streams(file: Path, prefix: str, layout: Layout) -> Iterator[tuple[Stream, int]]:
+    """The streams of an array file or a table, each with its number of examples."""
+    if file.suffix.lower() in TABLES:
+        yield Stream(0, file, (), prefix, read_rows), _count_rows(file)
+        return
+    opened = open_arrays(file, str(file))
+    for part, member in _members(opened, layout):
+        before = f"{prefix}{part}-" if part else prefix
+        yield Stream(0, file, (part or "", member), before, read_arrays), opened.shapes[member][0]
 
 
 def _fingerprint(files: list[Path]) -> str:
@@ -164,188 +187,131 @@ def _in_space(pixels: np.ndarray, layout: Layout, path: Path) -> np.ndarray:
     raise UserError(f"{path} has grey levels; the model takes black and white (0/1 or 0/255) only")
 
 
-def read_npz(stream: Stream, layout: Layout, done: Collection[str]) -> Iterator[Chunk]:
-    """Rows of the array `x`, or of the only one of the model's shape, straight from the file."""
-    with zipfile.ZipFile(stream.path) as archive:
-        member = _npz_member(archive, layout, stream.path)
-        ids = _npz_ids(archive)
-        with archive.open(member) as file:
-            shape, dtype = _npy_header(file)
-            size = math.prod(shape[1:]) * dtype.itemsize
-            for number, start in enumerate(range(0, shape[0], layout.rows)):
-                count = min(layout.rows, shape[0] - start)
-                content = file.read(count * size)
-                name = _chunk_name(stream, number)
-                if name in done:
-                    continue
-                x = np.frombuffer(content, dtype).reshape(count, *shape[1:])
-                if x.shape[1:] == _channels_last(layout) != layout.data_shape:
-                    x = np.moveaxis(x, -1, 1)
-                rows = range(start, start + count)
-                known = [f"{stream.prefix}{row}" if ids is None else ids[row] for row in rows]
-                yield Chunk(name, x, known)
+def read_arrays(stream: Stream, layout: Layout, done: Collection[str]) -> Iterator[Chunk]:
+    """Rows of an array, straight from the file."""
+    part, member = stream.files
+    with told(stream.path, str(stream.path)):
+        opened = open_arrays(stream.path, str(stream.path))
+        ids = opened.ids(part or None)
+        start = 0
+        for number, values in enumerate(opened.rows(member, layout.rows)):
+            name, before, start = _chunk_name(stream, number), start, start + len(values)
+            if name in done:
+                continue
+            x = as_read(values, layout.space, f"{stream.path}", before)
+            if x.shape[1:] == _channels_last(layout) != layout.data_shape:
+                x = np.moveaxis(x, -1, 1)
+            if layout.space == "binary":
+                x = np.stack([_in_space(pixels, layout, stream.path) for pixels in x])
+            rows = range(before, start)
+            known = [f"{stream.prefix}{row}" if ids is None else ids[row] for row in rows]
+            yield Chunk(name, x, known)
 
 
-def _npz_member(archive: zipfile.ZipFile, layout: Layout, path: Path) -> str:
-    shapes = {}
-    for name in archive.namelist():
-        with archive.open(name) as file:
-            shapes[name] = _npy_header(file)[0]
+def _members(opened: ArrayFile, layout: Layout) -> list[tuple[str | None, str]]:
+    """The arrays that hold examples, with the split that each is of (None: the file has none)."""
     flat = (math.prod(layout.data_shape),)
     plain = tuple(size for size in layout.data_shape if size > 1)
     accepted = (layout.data_shape, _channels_last(layout), flat, plain)
-    fits = [name for name, shape in shapes.items() if shape[1:] in accepted]
-    if f"{TENSOR}.npy" in fits:
-        return f"{TENSOR}.npy"
-    if len(fits) != 1:
-        found = ", ".join(f"{Path(name).stem} {shape}" for name, shape in shapes.items())
+    fits = {name for name, shape in opened.shapes.items() if shape[1:] in accepted}
+    parts = [(part, name) for part, name in opened.parts() if name in fits]
+    if not parts and len(fits) == 1:
+        parts += [(None, fits.pop())]
+    if not parts:
+        found = ", ".join(f"{name} {shape}" for name, shape in opened.shapes.items())
         raise UserError(
-            f"{path}: expected one array of shape (N, {', '.join(map(str, layout.data_shape))}), "
-            f"or one named {TENSOR}; found {found or 'none'}"
+            f"{opened.path}: expected one array of shape "
+            f"(N, {', '.join(map(str, layout.data_shape))}), or one named {TENSOR}; found "
+            f"{found or 'none'}"
         )
-    return fits[0]
+    return parts
 
 
 def _channels_last(layout: Layout) -> tuple[int, ...]:
     return (*layout.data_shape[1:], *layout.data_shape[:1])
 
 
-def _npz_ids(archive: zipfile.ZipFile) -> list[str] | None:
-    if f"{ID}.npy" not in archive.namelist():
-        return None
-    with archive.open(f"{ID}.npy") as file:
-        return [str(value) for value in np.lib.format.read_array(file, allow_pickle=False)]
-
-
-def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
-    version = np.lib.format.read_magic(file)
-    read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
-        version, np.lib.format.read_array_header_2_0
-    )
-    shape, fortran, dtype = read(file)
-    if fortran and len(shape) > 1:
-        raise UserError("npz: an array in Fortran order can't be read in parts; save it in C order")
-    return shape, dtype
-
-
-def read_csv(stream: Stream, layout: Layout, done: Collection[str]) -> Iterator[Chunk]:
-    with pd.read_csv(stream.path, chunksize=layout.rows, skipinitialspace=True) as frames:
-        yield from _from_frames(frames, stream, layout, done)
-
-
-def read_parquet(stream: Stream, layout: Layout, done: Collection[str]) -> Iterator[Chunk]:
-    """Rows by column names, or by a column `x` of tensors, as in data/prepared."""
-    with pq.ParquetFile(stream.path) as file:
-        tensors = TENSOR in file.schema_arrow.names and isinstance(
-            file.schema_arrow.field(TENSOR).type, pa.FixedShapeTensorType
-        )
-        if not tensors:
-            frames = (batch.to_pandas() for batch in _batches(file, layout.rows))
-            yield from _from_frames(frames, stream, layout, done)
-            return
-        start = 0
-        for number, batch in enumerate(_batches(file, layout.rows)):
-            name, before, start = _chunk_name(stream, number), start, start + len(batch)
-            if name in done:
-                continue
-            known = (
-                batch.column(ID).to_pylist()
-                if ID in batch.schema.names
-                else [f"{stream.prefix}{row}" for row in range(before, start)]
-            )
-            x = batch.column(TENSOR).to_numpy_ndarray()
-            yield Chunk(name, x, [str(value) for value in known])
-
-
-def _batches(file: pq.ParquetFile, rows: int) -> Iterator[pa.RecordBatch]:
-    """Batches of exactly `rows` rows, but for the last, wherever the row groups end."""
-    held: list[pa.RecordBatch] = []
-    count = 0
-    for batch in file.iter_batches(batch_size=rows):
-        while count + len(batch) >= rows:
-            held.append(batch[: rows - count])
-            batch, count = batch[rows - count :], 0
-            yield _joined(held)
-            held = []
-        if len(batch):
-            held.append(batch)
-            count += len(batch)
-    if held:
-        yield _joined(held)
-
-
-def _joined(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
-    table = pa.Table.from_batches(parts).combine_chunks()
-    return table.to_batches()[0]
-
-
-def _from_frames(
-    frames: Iterator[pd.DataFrame] | Any, stream: Stream, layout: Layout, done: Collection[str]
-) -> Iterator[Chunk]:
+def read_rows(stream: Stream, layout: Layout, done: Collection[str]) -> Iterator[Chunk]:
+    """Rows of a table by column names, or of a column `x` of tensors, as in data/prepared."""
+    where = str(stream.path)
+    file = open_table(stream.path, where)
+    names = _columns_of(file, layout)
     start = 0
-    for number, frame in enumerate(frames):
-        name, before, start = _chunk_name(stream, number), start, start + len(frame)
-        if name not in done:
-            known = (
-                frame[ID].astype(str).tolist()
-                if ID in frame.columns
-                else [f"{stream.prefix}{row}" for row in range(before, start)]
-            )
-            yield Chunk(name, _values(frame, layout, stream.path), known)
+    for number, batch in enumerate(batches(file, where, layout.rows)):
+        name, before, start = _chunk_name(stream, number), start, start + len(batch)
+        if name in done:
+            continue
+        known = [f"{stream.prefix}{row}" for row in range(before, start)]
+        if ID in file.names:
+            given = texts(batch.column(ID)).tolist()
+            known = [own or row for own, row in zip(given, known, strict=True)]
+        if names is None:
+            x = _tensors(batch.column(TENSOR), layout, where, before)
+        else:
+            x = _filled(table_values(batch, names, file, where, before), names, layout)
+        yield Chunk(name, x, known)
 
 
-def _values(frame: pd.DataFrame, layout: Layout, path: Path) -> np.ndarray:
-    """The model's columns, (N, D), float64; without names all but `id` and `label`."""
-    names = list(layout.columns or [n for n in frame.columns if n not in (ID, LABEL)])
-    missing = [name for name in names if name not in frame.columns]
-    if missing or len(names) != math.prod(layout.data_shape):
-        expected = ", ".join(layout.columns or ()) or f"{math.prod(layout.data_shape)} columns"
+def _columns_of(file: TableFile, layout: Layout) -> list[str] | None:
+    """The columns that the model takes, or None for the column of tensors.
+
+    Without names of its own, a model takes all but ids, labels and row numbers.
+    """
+    if is_parquet(file.path) and TENSOR in file.names:
+        schema = pq.read_schema(file.path)
+        if isinstance(schema.field(TENSOR).type, pa.FixedShapeTensorType):
+            return None
+    if layout.columns is not None:
+        return list(layout.columns)
+    others = {ID, LABEL, *file.index} | row_number_columns(file, str(file.path))
+    names = [name for name in file.names if name not in others]
+    if len(names) != math.prod(layout.data_shape):
         raise UserError(
-            f"{path}: expected {expected}; "
-            + (f"missing: {', '.join(missing)}" if missing else f"found {len(names)}")
+            f"{file.path}: expected {math.prod(layout.data_shape)} columns; found {len(names)}"
         )
-    try:
-        return frame[names].fillna(layout.filled or {}).to_numpy(np.float64)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: expected numbers ({error})") from None
+    return names
+
+
+def _filled(x: np.ndarray, names: Sequence[str], layout: Layout) -> np.ndarray:
+    """Missing values as the model's own data had them filled, or left as they are (NaN)."""
+    for place, name in enumerate(names):
+        if (value := (layout.filled or {}).get(name)) is not None:
+            x[np.isnan(x[:, place]), place] = value
+    return x
+
+
+def _tensors(column: pa.Array, layout: Layout, where: str, start: int) -> np.ndarray:
+    """A column of tensors as an array; a null, of a value or a row, is a missing value."""
+    missing = np.zeros((len(column), math.prod(column.type.shape)), bool)
+    storage = column.storage
+    if storage.null_count:
+        missing[storage.is_null().to_numpy(zero_copy_only=False)] = True
+    for row in np.flatnonzero(~missing.any(1)) if storage.flatten().null_count else ():
+        missing[row] = storage[int(row)].values.is_null().to_numpy(zero_copy_only=False)
+    if not missing.any():
+        return column.to_numpy_ndarray()
+    if layout.space != "continuous":
+        row = start + int(missing.any(1).argmax())
+        raise UserError(f"{where}: values of {TENSOR} are missing in row {row}; pictures have none")
+    x = np.full(missing.shape, np.nan)
+    for row, gaps in enumerate(missing):
+        if not gaps.all():
+            x[row] = [np.nan if value is None else value for value in storage[row].as_py()]
+    names = layout.columns or [str(place) for place in range(x.shape[1])]
+    return _filled(x, names, layout).reshape(len(x), *column.type.shape)
 
 
 def _chunk_name(stream: Stream, number: int) -> str:
     return f"{stream.number:06d}-{number:06d}"
 
 
-def _count_lines(path: Path) -> int:
-    """Lines after the header: at least the number of rows, since a quoted value may span some."""
+def _count_rows(path: Path) -> int:
+    """Rows of a table; of a CSV file its lines, at least as many: a quoted value may span some."""
+    if is_parquet(path):
+        with told(path, str(path)):
+            return pq.read_metadata(path).num_rows
     with path.open("rb") as file:
         count, last = 0, b"\n"
         while part := file.read(2**24):
             count, last = count + part.count(b"\n"), part[-1:]
     return max(count + (last != b"\n") - 1, 0)
-
-
-def _count_npz(path: Path) -> int:
-    with zipfile.ZipFile(path) as archive:
-        counts = []
-        for name in archive.namelist():
-            with archive.open(name) as file:
-                counts += _npy_header(file)[0][:1]
-    return max(counts, default=0)
-
-
-def _count_parquet(path: Path) -> int:
-    try:
-        return pq.read_metadata(path).num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read as Parquet ({error})") from None
-
-
-_READERS: dict[str, Callable[[Stream, Layout, Collection[str]], Iterator[Chunk]]] = {
-    ".npz": read_npz,
-    ".csv": read_csv,
-    ".parquet": read_parquet,
-}
-_COUNTS: dict[str, Callable[[Path], int]] = {
-    ".npz": _count_npz,
-    ".csv": _count_lines,
-    ".parquet": _count_parquet,
-}

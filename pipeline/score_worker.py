@@ -11,10 +11,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.loading import load
 from pipeline.score_inputs import Chunk, Layout, Stream
 from pipeline.stage import UserError
+
+PLAN_KEY = b"tightbound.plan"  # in a part's and the result's metadata: what they were made from
+REASON = "reason"
 
 
 class Reader:
@@ -35,7 +40,9 @@ class Reader:
             yield {"name": "", "chunk": b"", "fault": text}
 
 
-def answer(batch: Any, model: str, params: dict[str, Any], parts: str) -> dict[str, list[Any]]:
+def answer(
+    batch: Any, model: str, params: dict[str, Any], parts: str, plan: str
+) -> dict[str, list[Any]]:
     """Answer a chunk, a batch of one row, and write the answer as a file of its own, whole."""
     name, fault = str(batch["name"][0]), str(batch["fault"][0])
     if fault:
@@ -47,11 +54,29 @@ def answer(batch: Any, model: str, params: dict[str, Any], parts: str) -> dict[s
         words = getattr(error, "message", str(error))
         return {"rows": [0], "fault": [f"examples {ids[0]} … {ids[-1]}: {words}"]}
     table.insert(0, "id", ids)
-    target = Path(parts) / f"{name}.parquet"
-    fresh = target.with_name(f".tmp-{os.getpid()}-{target.name}")
-    table.to_parquet(fresh, index=False)
-    fresh.replace(target)
+    write_part(Path(parts) / f"{name}.parquet", table, plan)
     return {"rows": [len(table)], "fault": [""]}
+
+
+def write_part(target: Path, table: pd.DataFrame, plan: str) -> None:
+    """A chunk's answer as a file, whole or not at all, with the plan that it is of."""
+    rows = pa.Table.from_pandas(table, preserve_index=False)
+    if REASON in table:  # which has no type of its own where every example was scored
+        place = rows.schema.get_field_index(REASON)
+        rows = rows.set_column(place, REASON, rows.column(place).cast(pa.string()))
+    fresh = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    pq.write_table(rows.replace_schema_metadata({PLAN_KEY: plan.encode()}), fresh)
+    fresh.replace(target)
+
+
+def read_part(path: Path, plan: str) -> int | None:
+    """The number of examples in a part; None where it is damaged, or of another plan."""
+    try:
+        with pq.ParquetFile(path) as file:
+            of = (file.schema_arrow.metadata or {}).get(PLAN_KEY)
+            return file.metadata.num_rows if of == plan.encode() else None
+    except (pa.ArrowException, OSError):
+        return None
 
 
 @cache

@@ -78,8 +78,20 @@ class Storage:
             self.filesystem.delete_file(lock.path)
 
     def write(self, name: str, content: dict[str, Any]) -> None:
-        with self.filesystem.open_output_stream(f"{self.root}/{name}") as stream:
-            stream.write(json.dumps(content).encode())
+        """Write a JSON object, whole or not at all."""
+        text = json.dumps(content).encode()
+        path = f"{self.root}/{name}"
+        if self.remote:  # where an object appears when its stream is closed
+            with self.filesystem.open_output_stream(path) as stream:
+                stream.write(text)
+            return
+        folder, _, own = path.rpartition("/")
+        fresh = Path(folder) / f".tmp-{own}-{uuid.uuid4().hex[:8]}"
+        try:
+            fresh.write_bytes(text)
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
 
     def read(self, name: str) -> dict[str, Any]:
         """A JSON object; empty where there is none, or one half-written."""

@@ -35,6 +35,7 @@ from pipeline.store import (
     store_address,
     without_password,
 )
+from vae.files import listed
 
 if TYPE_CHECKING:
     from pipeline.sections import PlainParams
@@ -203,7 +204,7 @@ def send_evaluation(store: Store, evaluate: Path, train: Path) -> str:
     if baseline.get("name"):
         tags["baseline"] = baseline["name"]
     store.log(run, current=current, points=ladder, tags=tags)
-    pictures = sorted(evaluate.glob("*.png"))
+    pictures = listed(evaluate, "*.png")
     files = [evaluate / "metrics.json", evaluate / "reference.json", *pictures]
     store.log_files(run, {f"evaluate/{path.name}": path for path in files})
     return run

@@ -78,6 +78,29 @@ def _lock(folder: Path, required: bool = True) -> int:
     return descriptor
 
 
+def listed(folder: str | os.PathLike[str], pattern: str) -> list[Path]:
+    """The finished files in a folder whose names fit `pattern`, sorted; none if it isn't there.
+
+    A name that begins with a point is no file of ours: one half-written (`.tmp-…`), or what an
+    editor or another system left (`.#a.py`, `._a.png`).
+    """
+    return sorted(path for path in Path(folder).glob(pattern) if not path.name.startswith("."))
+
+
+@contextmanager
+def held(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a folder, which exists, for this process alone.
+
+    Raises BlockingIOError where another process holds it. On a file system without locks it holds
+    nothing.
+    """
+    lock = _lock(Path(folder), required=False)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
 def _exchange(one: Path, other: Path) -> bool:
     """Swap two paths in one step, so that a kill at any moment leaves either whole.
 

@@ -3,24 +3,36 @@
 Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels, whole numbers 0…255 or
 floats in [0, 1]; tables are (N, columns). Names that are understood: x, images or data, or the
 only array of a file; label, labels or y; id; group; and the same in parts, as x_train, y_train,
-train_images, train_labels, with test, val or valid for train.
+train_images, train_labels, with test, val or valid for train (`pipeline.sources.splits`).
 """
 
 from __future__ import annotations
 
+import math
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipeline.sections import DataParams
-from pipeline.sources.examples import Examples, check_room, data_root, encode_labels, files_of, slug
+from pipeline.sources.examples import (
+    Examples,
+    check_room,
+    data_root,
+    encode_labels,
+    is_whole,
+    label_texts,
+    slug,
+)
+from pipeline.sources.splits import SPLIT_ORDER, split_files, split_of
 from pipeline.stage import UserError
 
 VALUES = ("x", "images", "image", "data", "arr_0")
 LABELS = ("label", "labels", "y")
-PARTS = {"train": "train", "test": "test", "val": "valid", "valid": "valid"}
+SUFFIXES = (".npz", ".npy")
 BATCH_ROWS = 4096
 
 
@@ -28,10 +40,12 @@ def load(data: DataParams, scratch: Path) -> Examples:
     """Every array file that `data.root` names or holds."""
     root = data_root(data)
     parts = []
-    for path in files_of(root, (".npz", ".npy"), "numpy file"):
+    for split, path in split_files(root, SUFFIXES, "numpy file"):
         arrays = read_arrays(path)
-        for split, part in _split_parts(arrays, path).items():
-            parts.append((split, path, part))
+        for own, part in _split_parts(arrays, path).items():
+            if split is not None and own is not None and own != split:
+                raise UserError(f"data.root: {path} is of the {split} split, and holds {own} data")
+            parts.append((own or split, path, part))
     several = len({path for _, path, _ in parts}) > 1
     found = [
         examples_of(
@@ -44,7 +58,29 @@ def load(data: DataParams, scratch: Path) -> Examples:
         )
         for split, path, part in parts
     ]
-    return joined(found, slug(root.resolve().stem))
+    raw = [_labels_of(part, data.label) for _, _, part in parts]
+    _check_label_kinds(raw, [path for _, path, _ in parts])
+    return joined(found, raw, slug(root.resolve().stem))
+
+
+def _labels_of(arrays: Mapping[str, np.ndarray], label: str | None) -> np.ndarray | None:
+    """The labels as they are in a file, or None; `label` names the array."""
+    name = label or next((name for name in LABELS if name in arrays), None)
+    return None if name is None else arrays[name]
+
+
+def _check_label_kinds(raw: list[np.ndarray | None], paths: list[Path]) -> None:
+    """Raise UserError where some parts number their classes, and others name them."""
+    kinds: dict[str, Path] = {}
+    for values, path in zip(raw, paths, strict=True):
+        present = [] if values is None else [t for t in label_texts(values).tolist() if t]
+        if present:
+            kinds.setdefault("numbers" if all(map(is_whole, present)) else "names", path)
+    if len(kinds) > 1:
+        raise UserError(
+            f"data.root: labels are {' and '.join(f'{k} in {p}' for k, p in kinds.items())}; use "
+            "one or the other"
+        )
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -111,8 +147,8 @@ def examples_of(
     columns = None
     if x.ndim == 2:
         columns = tuple(f"x{index}" for index in range(x.shape[1]))
-    names = label or next((name for name in LABELS if name in arrays), None)
-    labels = np.full(len(x), -1) if names is None else arrays[names]
+    labels = _labels_of(arrays, label)
+    labels = np.full(len(x), -1) if labels is None else labels
     groups = None if group is None else arrays[group].astype(str)
     ids = arrays.get("id")
     ids = number_rows(len(x), prefix) if ids is None else ids.astype(str)
@@ -132,8 +168,11 @@ def examples_of(
     )
 
 
-def joined(parts: list[Examples], dataset: str) -> Examples:
-    """Several files or parts as one set; raises UserError where they don't fit together."""
+def joined(parts: list[Examples], labels: list[np.ndarray | None], dataset: str) -> Examples:
+    """Several files or parts as one set; raises UserError where they don't fit together.
+
+    labels: of each part as its file has them, so that classes are numbered once.
+    """
     first = parts[0]
     for part in parts[1:]:
         if part.x.shape[1:] != first.x.shape[1:] or part.x.dtype != first.x.dtype:
@@ -146,11 +185,13 @@ def joined(parts: list[Examples], dataset: str) -> Examples:
         values = [getattr(part, name) for part in parts]
         return None if any(value is None for value in values) else np.concatenate(values)
 
-    label = column("label")
+    texts = [
+        np.full(len(part.id), None) if values is None else label_texts(values)
+        for part, values in zip(parts, labels, strict=True)
+    ]
+    label, classes = encode_labels(np.concatenate(texts))
     id = column("id")
-    assert label is not None
     assert id is not None
-    classes = max((part.classes or () for part in parts), key=len)
     return Examples(
         dataset=dataset,
         x=first.x if len(parts) == 1 else np.concatenate([part.x for part in parts]),
@@ -182,41 +223,51 @@ def image_layout(shape: tuple[int, ...], where: str) -> str:
 
 
 def to_images(x: np.ndarray, layout: str, where: str) -> np.ndarray:
-    """(N, C, H, W) uint8 from whole numbers 0…255, or floats in [0, 1] by round(255 x)."""
-    if x.dtype == np.bool_:
-        x = x.astype(np.uint8) * np.uint8(255)
-    if x.dtype != np.uint8:
-        x = _to_bytes(x, where)
+    """(N, C, H, W) uint8, by `grey_levels`."""
+    x = grey_levels(x, where)
     if layout == "NHW":
         return x[:, None]
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if layout == "NHWC" else x
 
 
-def _to_bytes(x: np.ndarray, where: str) -> np.ndarray:
+def grey_levels(x: np.ndarray, where: str, start: int = 0) -> np.ndarray:
+    """uint8 from whole numbers 0…255, floats in [0, 1] by round(255 x), or true and false (255, 0).
+
+    The type decides, so a part is read as the whole is. start: the number of the first row.
+    Raises UserError for other values, beginning with `where`.
+    """
+    if x.dtype == np.bool_:
+        return x.astype(np.uint8) * np.uint8(255)
+    if x.dtype == np.uint8:
+        return x
     kind = x.dtype.kind
     if kind not in "iuf":
         raise UserError(f"{where}: expected whole numbers 0…255 or floats; found {x.dtype}")
     top = 1 if kind == "f" else 255
     out = np.empty(x.shape, np.uint8)
-    for start in range(0, len(x), BATCH_ROWS):
-        part = np.asarray(x[start : start + BATCH_ROWS])
-        _check_finite(part, start, where)
+    for place in range(0, len(x), BATCH_ROWS):
+        part = np.asarray(x[place : place + BATCH_ROWS])
+        _check_finite(part, start + place, where)
         if part.min() < 0 or part.max() > top:
             allowed = "floats in [0, 1] (or whole numbers of type uint8)" if top == 1 else "0…255"
             raise UserError(
                 f"{where}: expected {allowed}; found values from {part.min():g} to {part.max():g}"
             )
-        out[start : start + BATCH_ROWS] = np.rint(part * np.float64(255 / top))
+        out[place : place + BATCH_ROWS] = np.rint(part * np.float64(255 / top))
     return out
 
 
 def to_table(x: np.ndarray, where: str) -> np.ndarray:
     """(N, columns) float64; raises UserError for what is no finite number."""
-    if x.dtype.kind not in "iuf":
-        raise UserError(f"{where}: expected numbers; found {x.dtype}")
+    _check_real(x, where)
     values = np.asarray(x, np.float64)
     _check_finite(values, 0, where)
     return values
+
+
+def _check_real(x: np.ndarray, where: str) -> None:
+    if x.dtype.kind not in "iuf":
+        raise UserError(f"{where}: expected numbers; found {x.dtype}")
 
 
 def _check_finite(x: np.ndarray, start: int, where: str) -> None:
@@ -249,12 +300,118 @@ def _split_parts(
 ) -> dict[str | None, dict[str, np.ndarray]]:
     """x_train, y_train, x_test … → {"train": {"x": …, "y": …}, "test": …}; else {None: arrays}."""
     parts: dict[str | None, dict[str, np.ndarray]] = {}
-    for name, values in arrays.items():
+    for split, plain, name in part_names(arrays):
+        part = parts.setdefault(split, {})
+        if split is not None and plain in part:
+            raise UserError(f"data.root: {path} holds two arrays of {split} {plain}, one is {name}")
+        part[plain] = arrays[name]
+    if not parts:
+        return {None: {}}
+    beside = parts.pop(None, {}) if len(parts) > 1 else {}
+    known = [name for name in beside if name in VALUES]
+    if known:
+        raise UserError(
+            f"data.root: {path} holds {known[0]} beside arrays of splits; is it data of one of "
+            "them? Take it out, or into one"
+        )
+    return parts
+
+
+def part_names(names: Iterable[str]) -> list[tuple[str | None, str, str]]:
+    """(split, name without it, name) of each array: ("train", "x", "x_train"), in split order.
+
+    The split is None for all unless some are training data by their name.
+    """
+    found: list[tuple[str | None, str, str]] = []
+    for name in names:
         words = name.split("_")
-        split = next((PARTS[word] for word in words if word in PARTS), None)
-        if split is not None:
-            key = "_".join(word for word in words if word not in PARTS)
-            parts.setdefault(split, {})[key] = values
-    if not {"train", "test"} <= parts.keys():
-        return {None: arrays}
-    return {split: parts[split] for split in ("train", "valid", "test") if split in parts}
+        splits = {split for word in words if (split := split_of(word))}
+        plain = "_".join(word for word in words if not split_of(word)).casefold()
+        found.append((splits.pop() if len(splits) == 1 else None, plain or "x", name))
+    if not {"train"} < {split for split, _, _ in found if split}:
+        return [(None, name, name) for _, _, name in found]
+    return sorted(found, key=lambda one: -1 if one[0] is None else SPLIT_ORDER.index(one[0]))
+
+
+# --- a part at a time ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ArrayFile:
+    """The arrays of a .npz or .npy file, none of them read yet: their shapes by name."""
+
+    path: Path
+    where: str
+    shapes: dict[str, tuple[int, ...]]  # of no dimension: a single value
+
+    def parts(self) -> list[tuple[str | None, str]]:
+        """The arrays of examples, as `load` takes them: each with its split, or None."""
+        parts: dict[str | None, dict[str, str]] = {}
+        for split, plain, name in part_names(self.shapes):
+            parts.setdefault(split, {})[plain] = name
+        chosen = []
+        for split, names in parts.items():
+            named = [names[name] for name in VALUES if name in names]
+            if named or len(names) == 1:
+                chosen.append((split, named[0] if named else next(iter(names.values()))))
+        return chosen
+
+    def rows(self, name: str, count: int) -> Iterator[np.ndarray]:
+        """The examples of an array, `count` at a time."""
+        if self.path.suffix.lower() == ".npy":
+            x = np.load(self.path, mmap_mode="r", allow_pickle=False)
+            yield from (x[start : start + count] for start in range(0, len(x), count))
+            return
+        with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
+            shape, fortran, dtype = _header(file)
+            if fortran and len(shape) > 1:
+                raise UserError(
+                    f"{self.where}: an array in Fortran order can't be read in parts; save it in "
+                    "C order"
+                )
+            size = math.prod(shape[1:]) * dtype.itemsize
+            total = shape[0] if shape else 0
+            for start in range(0, total, count):
+                rows = min(count, total - start)
+                content = file.read(rows * size)
+                yield np.frombuffer(content, dtype).reshape(rows, *shape[1:])
+
+    def ids(self, split: str | None) -> list[str] | None:
+        """The ids of a part, where the file has some."""
+        for own, plain, name in part_names(self.shapes):
+            if plain == "id" and own == split and self.path.suffix.lower() == ".npz":
+                with np.load(self.path, allow_pickle=False) as file:
+                    return file[name].astype(str).reshape(-1).tolist()
+        return None
+
+
+def open_arrays(path: Path, where: str) -> ArrayFile:
+    """Look at an array file; raises UserError, beginning with `where`, where it is none."""
+    try:
+        if path.suffix.lower() == ".npy":
+            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+            return ArrayFile(path, where, {"x": shape})
+        with zipfile.ZipFile(path) as archive:
+            shapes = {}
+            for name in archive.namelist():
+                with archive.open(name) as file:
+                    shapes[name.removesuffix(".npy")] = _header(file)[0]
+        return ArrayFile(path, where, shapes)
+    except Exception as error:  # zipfile and numpy raise whatever they stumble over
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{where} is no numpy file, or a damaged one: {reason}") from None
+
+
+def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
+    first = np.lib.format.read_array_header_1_0
+    return (first if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+
+
+def as_read(x: np.ndarray, space: str, where: str, start: int = 0) -> np.ndarray:
+    """Rows of an array as prepare reads them: grey levels, or float64 in `continuous`, where NaN
+    and infinity are left for the model to refuse. start: the number of the first row."""
+    if space == "continuous":
+        _check_real(x, where)
+        return np.asarray(x, np.float64)
+    return grey_levels(x, where, start)

@@ -14,6 +14,7 @@ from pipeline.sections import DataParams
 from pipeline.stage import UserError, project_root
 
 SHOWN = 3
+LARGEST_CLASS = 10_000  # whole numbers from here on are names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,18 +103,41 @@ def some(items: Iterable[object], shown: int = SHOWN) -> str:
 def encode_labels(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     """Values of any kind → label (N,) int64, -1 for a missing one, and the names of the classes.
 
-    Whole numbers from 0 on stay what they are.
+    Whole numbers from 0 on stay what they are, also as text. Missing are NaN, None, -1 and empty
+    text; "NA" and "None" are names.
     """
-    values = np.asarray(values).reshape(-1)
-    if values.dtype.kind == "f" and (np.isnan(values) | (values == np.round(values))).all():
-        values = np.where(np.isnan(values), -1, values).astype(np.int64)
-    if values.dtype.kind in "iu" and values.min(initial=0) >= -1 and values.max(initial=0) < 10_000:
-        label = values.astype(np.int64)
-        return label, tuple(str(number) for number in range(int(label.max(initial=-1)) + 1))
-    missing = np.array([value is None or value != value for value in values.tolist()], bool)
-    texts = np.array([str(value) for value in values.tolist()], dtype=object)
+    texts = label_texts(values)
+    missing = np.array([text is None for text in texts.tolist()], bool)
     names = sorted(set(texts[~missing].tolist()))
+    if all(map(is_whole, names)):
+        whole = [int(name) for name in names]
+        if min(whole, default=0) >= -1 and max(whole, default=0) < LARGEST_CLASS:
+            label = np.full(len(texts), -1)
+            label[~missing] = texts[~missing].astype(np.int64)
+            return label, tuple(str(number) for number in range(max(whole, default=-1) + 1))
     number = {name: index for index, name in enumerate(names)}
     label = np.full(len(texts), -1)
     label[~missing] = [number[text] for text in texts[~missing].tolist()]
     return label, tuple(names)
+
+
+def label_texts(values: np.ndarray) -> np.ndarray:
+    """Labels as text, (N,) objects: whole numbers without a point; None for a missing one."""
+    values = np.asarray(values).reshape(-1)
+    if values.dtype.kind == "S":
+        values = np.char.decode(values, "utf-8")
+
+    def text(value: object) -> str | None:
+        if value is None or value != value:
+            return None
+        if isinstance(value, float):
+            return str(int(value)) if value == int(value) else repr(value)
+        return str(value) or None
+
+    return np.array([*map(text, values.tolist()), None], dtype=object)[:-1]
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is a whole number as Python writes it, "7" and not "007" or "7.0"."""
+    digits = text.removeprefix("-")
+    return digits.isascii() and digits.isdigit() and (digits[0] != "0" or text == "0")

@@ -1,7 +1,8 @@
 """`folder`: a tree of picture files.
 
-Folders named train, valid (or val, validation) and test at the top are splits, the source's own.
-The folders at the top (or in those) are the labels, numbered in the order of their names.
+Folders named train, valid and test at the top, in any usual spelling, are splits, the source's own
+(`pipeline.sources.splits`). The folders at the top (or in those) are the labels, numbered in the
+order of their names.
 """
 
 from __future__ import annotations
@@ -20,11 +21,9 @@ import numpy as np
 from pipeline.sections import DataParams
 from pipeline.sources.examples import Examples, data_root, slug, some
 from pipeline.sources.images import SUFFIXES, Header, PictureError, decode_picture, read_header
+from pipeline.sources.splits import split_names, split_of
 from pipeline.stage import UserError, say
 
-SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(
-    ("valid", "val", "validation"), "valid"
-)
 # From so many files on, starting Ray costs less than it saves.
 RAY_FILES = 50_000
 BATCH_FILES = 256
@@ -45,7 +44,7 @@ def load(data: DataParams, scratch: Path) -> Examples:
         warnings.simplefilter("ignore")  # pillow's, of what is refused or mended here
         shape = common_shape(files, paths, data)
         x = decode_all(files, paths, shape, scratch)
-    split, label, classes = places(paths)
+    split, label, classes = places(paths, f"data.root: {root}")
     left_out = f"left out, being no pictures: {_counted(others)}"
     return Examples(
         dataset=slug(root.resolve().name),
@@ -116,14 +115,29 @@ def _check_name(folder: Path, name: str) -> None:
         ) from None
 
 
-def places(paths: Sequence[str]) -> tuple[np.ndarray | None, np.ndarray, tuple[str, ...] | None]:
-    """Splits (N,), labels (N,) and their names, from the folders that the paths lie in."""
+def places(
+    paths: Sequence[str], where: str
+) -> tuple[np.ndarray | None, np.ndarray, tuple[str, ...] | None]:
+    """Splits (N,), labels (N,) and their names, from the folders that the paths lie in.
+
+    Splits lie at the top, or within one folder that holds all, or within each label's folder.
+    Raises UserError, beginning with `where`, where it is in doubt what is of which split.
+    """
     parts = [path.split("/")[:-1] for path in paths]
-    top = {part[0] if part else "" for part in parts}
-    split = None
-    if "train" in top and len(top) > 1 and top <= SPLIT_NAMES.keys():
-        split = np.array([SPLIT_NAMES[part[0]] for part in parts])
-        parts = [part[1:] for part in parts]
+    names = [path.split("/") for path in paths]
+    split, above = None, 0
+    for depth in (0, 1):
+        if any(len(part) <= depth for part in parts) and not any(
+            len(part) > depth and split_of(part[depth]) for part in parts
+        ):
+            break
+        found = split_names({name[depth] if len(name) > depth else "" for name in names}, where)
+        if found is not None:
+            split, above = np.array([found[part[depth]] for part in parts]), depth
+            break
+    if split is not None:
+        one = len({tuple(part[:above]) for part in parts}) == 1
+        parts = [part[above + 1 :] if one else part[:above] for part in parts]
     names = sorted({part[0] for part in parts if part})
     number = {name: index for index, name in enumerate(names)}
     label = np.array([number[part[0]] if part else -1 for part in parts], np.int64)

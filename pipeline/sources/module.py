@@ -21,6 +21,7 @@ import numpy as np
 from pipeline.sections import SOURCE_NAMES, DataParams
 from pipeline.sources.arrays import examples_of
 from pipeline.sources.examples import Examples, data_root, slug
+from pipeline.sources.splits import split_of
 from pipeline.stage import UserError
 
 KEYS = ("x", "label", "id", "group", "split", "columns")
@@ -97,7 +98,7 @@ def _importing_from(folder: Path) -> Iterator[None]:
 def _split(split: np.ndarray | None, count: int, where: str) -> np.ndarray | None:
     if split is None:
         return None
-    split = split.astype(str)
+    split = np.array([split_of(name) or name for name in split.astype(str).reshape(-1).tolist()])
     odd = sorted(set(split.tolist()) - {"train", "valid", "test"})
     if split.shape != (count,) or odd:
         raise UserError(

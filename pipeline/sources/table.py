@@ -2,246 +2,363 @@
 
 `data.columns` chooses columns, else every column is taken and has to be numeric. `data.id`,
 `data.label` and `data.group` name columns that are no data. A missing value is NaN here: prepare
-refuses or fills it. Several files in one folder are one table.
+refuses or fills it. Several files in one folder are one table. Row numbers are no data: an index
+that pandas wrote, or a column that counts the rows, is left out unless a key names it.
 """
 
 from __future__ import annotations
 
-import csv
-import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.sections import DataParams
 from pipeline.sources.arrays import number_rows
+from pipeline.sources.columns import (
+    LARGEST,
+    alike,
+    numbers,
+    numbers_of_text,
+    role_kind,
+    texts,
+)
 from pipeline.sources.examples import (
     Examples,
-    check_room,
     data_root,
     encode_labels,
-    files_of,
     slug,
     some,
 )
+from pipeline.sources.splits import split_files
+from pipeline.sources.table_files import (
+    BATCH_ROWS,
+    SUFFIXES,
+    TableFile,
+    batches,
+    is_parquet,
+    open_table,
+)
 from pipeline.stage import UserError
 
-SUFFIXES = (".csv", ".parquet", ".pq")
-BATCH_ROWS = 65_536
-LARGEST = 1e30  # the model computes in single precision
+
+@dataclass
+class _Column:
+    """What is known of a column as its batches go by."""
+
+    name: str
+    parts: list[np.ndarray] = field(default_factory=list)
+    wrong: int = 0
+    example: str = ""  # the first value that is no number, and its row
+    row: int = 0
+
+    def add(self, values: np.ndarray, bad: np.ndarray, column: pa.Array, start: int) -> None:
+        if not self.wrong and bad.any():
+            place = int(bad.argmax())
+            self.example, self.row = repr(column[place].as_py()), start + place
+        self.wrong += int(bad.sum())
+        self.parts.append(values)
+
+    @property
+    def values(self) -> np.ndarray:
+        return np.concatenate(self.parts) if self.parts else np.empty(0)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether half of its values or more are no numbers."""
+        return self.wrong > 0 and 2 * self.wrong >= len(self.values)
 
 
 def load(data: DataParams, scratch: Path) -> Examples:
     """The table that `data.root` names or holds."""
     root = data_root(data)
-    paths = files_of(root, SUFFIXES, "CSV or Parquet table")
-    frame, ids = _read_all(paths)
-    columns = chosen_columns(frame, data)
-    x = numeric_values(frame, columns, where=f"data.root: {root}")
-    label, classes = np.full(len(frame), -1), None
-    if data.label is not None:
-        label, classes = encode_labels(_array(frame[data.label]))
-    group: Any = None if data.group is None else frame[data.group]
-    if group is not None and group.isna().any():
+    placed = split_files(root, SUFFIXES, "CSV or Parquet table")
+    files = _same_columns([open_table(path, f"data.root: {path}") for _, path in placed])
+    names = _candidates(files[0], data)
+    columns = {name: _Column(name) for name in names}
+    roles = {key: getattr(data, key) for key in ("id", "label", "group")}
+    found: dict[str, list[np.ndarray]] = {key: [] for key in roles}
+    kinds: dict[str, dict[str, TableFile]] = {key: {} for key in roles}
+    counts = []
+    for file in files:
+        start = 0
+        parts: dict[str, list[np.ndarray]] = {key: [] for key in roles}
+        for batch in batches(file, f"data.root: {file.path}"):
+            for name in names:
+                column = batch.column(name)
+                columns[name].add(*_numbers(column, file), column, sum(counts) + start)
+            for key, name in roles.items():
+                if name is not None:
+                    text = _role(batch.column(name), key, name, file)
+                    kinds[key].setdefault(role_kind(batch.column(name), text), file)
+                    parts[key].append(text)
+            start += len(batch)
+        counts.append(start)
+        for key, pieces in parts.items():
+            found[key] += pieces
+    if not sum(counts):
+        raise UserError(f"data.root: {some(file.path for file in files)}: no row; expected at "
+                        "least 10")  # fmt: skip
+    _check_kinds(roles, kinds)
+    kept, notes = _without_row_numbers(columns, files[0], counts, data)
+    _check_numeric(kept, data, files)
+    where = f"data.root: {root}"
+    label, classes = np.full(sum(counts), -1), None
+    if roles["label"] is not None:
+        label, classes = encode_labels(np.concatenate(found["label"]))
+    group = _complete(found["group"], "group", data.group)
+    if group is not None and (pair := alike(sorted(set(group.tolist())))):
         raise UserError(
-            f"data.group: {int(group.isna().sum())} rows have no value in column {data.group!r}"
+            f"data.group: column {data.group!r} holds {pair[0]!r} and {pair[1]!r}, which may be "
+            "one group written in two ways; write them alike"
         )
-    if data.id is not None:
-        ids = frame[data.id].astype(str).to_numpy(dtype=str)
-        _check_ids(frame[data.id], ids, data.id)
+    ids = _complete(found["id"], "id", data.id)
+    if ids is None:
+        several = len(files) > 1
+        numbered = [
+            number_rows(count, file.path.stem if several else "")
+            for count, file in zip(counts, files, strict=True)
+        ]
+        ids = np.concatenate(numbered)
+    else:
+        _check_unique(ids, str(data.id))
     return Examples(
         dataset=slug(root.resolve().stem),
-        x=x,
+        x=_values(kept, where),
         label=label,
         id=ids,
-        group=None if group is None else group.astype(str).to_numpy(dtype=str),
-        columns=tuple(columns),
+        split=_splits([split for split, _ in placed], counts),
+        group=group,
+        columns=tuple(column.name for column in kept),
         classes=classes or None,
+        notes=notes,
     )
 
 
+def _splits(splits: list[str | None], counts: list[int]) -> np.ndarray | None:
+    if None in splits:
+        return None
+    return np.repeat(np.array(splits), counts)
+
+
 def read_table(path: Path) -> pd.DataFrame:
-    """A whole CSV or Parquet file; raises UserError naming it, and the row where it can."""
+    """A whole CSV or Parquet file: numbers where a column holds nothing else, else text.
+
+    Raises UserError naming the file.
+    """
     return pd.concat(list(iterate_tables(path)), ignore_index=True)
 
 
 def iterate_tables(path: Path, rows: int = BATCH_ROWS) -> Iterator[pd.DataFrame]:
-    """The rows of a CSV or Parquet file, `rows` at a time, at least one frame."""
-    reader = _iterate_parquet if path.suffix.lower() in (".parquet", ".pq") else _iterate_csv
-    try:
-        yield from reader(path, rows)
-    except UserError:
-        raise
-    except UnicodeDecodeError:
-        raise UserError(f"data.root: {path} is not text in UTF-8; save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"data.root: {path} cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # pandas and pyarrow raise whatever they stumble over
-        reason = str(error).strip().splitlines()[-1] if str(error) else type(error).__name__
-        raise UserError(
-            f"data.root: {path} is no {reader.__name__.rpartition('_')[2]} table, or a damaged "
-            f"one: {reason}"
-        ) from None
-
-
-def _iterate_csv(path: Path, rows: int) -> Iterator[pd.DataFrame]:
-    header = _csv_header(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.ParserWarning)
-        options: dict[str, Any] = {"index_col": False, "encoding": "utf-8-sig"}
-        reader: Any = pd.read_csv(path, chunksize=rows, low_memory=False, **options)
-        with reader:
-            yield from (frame.set_axis(header, axis=1) for frame in reader)
-
-
-def _csv_header(path: Path) -> list[str]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        header = next(csv.reader(file), [])
-    if not header or header == [""]:
-        raise UserError(f"data.root: {path} is empty; expected a line of column names, then rows")
-    _check_names(header, path)
-    if len(header) == 1 and len(header[0].replace(";", "\t").split("\t")) > 1:
-        raise UserError(
-            f"data.root: {path} has one column, {header[0]!r:.60}; expected commas between columns"
+    """`read_table`, `rows` at a time; a column is numbers where all of the file's are."""
+    where = f"data.root: {path}"
+    file = open_table(path, where)
+    text = {
+        name
+        for batch in batches(file, where)
+        for name in file.names
+        if _numbers(batch.column(name), file)[1].any()
+    }
+    for batch in batches(file, where, rows):
+        yield pd.DataFrame(
+            {
+                name: texts(batch.column(name))
+                if name in text
+                else _numbers(batch.column(name), file)[0]
+                for name in file.names
+            }
         )
-    return header
 
 
-def _iterate_parquet(path: Path, rows: int) -> Iterator[pd.DataFrame]:
-    with pq.ParquetFile(path) as file:
-        schema = file.schema_arrow
-        _check_names(schema.names, path)
-        size = 8 * file.metadata.num_rows * max(1, file.metadata.num_columns)
-        check_room(path, size, "take fewer rows or columns")
-        for batch in file.iter_batches(batch_size=rows):
-            yield pa.Table.from_batches([batch]).to_pandas(ignore_metadata=True)
-        if file.metadata.num_rows == 0:
-            yield schema.empty_table().to_pandas(ignore_metadata=True)
+def table_values(
+    batch: pa.RecordBatch, columns: Sequence[str], file: TableFile, where: str, start: int = 0
+) -> np.ndarray:
+    """The columns of some rows, (N, columns) float64, NaN where a value is missing, infinite ones
+    and those beyond `LARGEST` as they are.
+
+    Raises UserError, beginning with `where`, for a missing column and a value that is no number.
+    start: the number of the first row.
+    """
+    missing = [name for name in columns if name not in file.names]
+    if missing:
+        raise UserError(
+            f"{where}: column {some(map(repr, missing), 12)} is missing; it has "
+            f"{some(map(repr, file.names), 12)}"
+        )
+    x = np.empty((len(batch), len(columns)))
+    for place, name in enumerate(columns):
+        column = _Column(name)
+        column.add(*_numbers(batch.column(name), file), batch.column(name), start)
+        if column.wrong:
+            raise UserError(f"{where}: {_stray(column)}")
+        x[:, place] = column.values
+    return x
 
 
-def _check_names(names: Sequence[str], path: Path) -> None:
-    again = sorted({name for name in names if names.count(name) > 1})
-    if again:
-        raise UserError(f"data.root: {path} has columns of the same name: {some(map(repr, again))}")
+def row_number_columns(file: TableFile, where: str) -> frozenset[str]:
+    """The columns of one file that only number its rows, which are no data."""
+    columns = {name: _Column(name) for name in file.names}
+    start = 0
+    for batch in batches(file, where):
+        for name, column in columns.items():
+            values = batch.column(name)
+            column.add(*_numbers(values, file), values, start)
+        start += len(batch)
+    return frozenset(name for name, c in columns.items() if _counts_rows(c, [start]))
 
 
-def _read_all(paths: list[Path]) -> tuple[pd.DataFrame, np.ndarray]:
-    """One frame of all files, and the rows' ids: their place, after the file's name if several."""
-    frames = [read_table(path) for path in paths]
-    for path, frame in zip(paths[1:], frames[1:], strict=True):
-        odd = sorted(set(frame.columns) ^ set(frames[0].columns), key=str)
+def _numbers(column: pa.Array, file: TableFile) -> tuple[np.ndarray, np.ndarray]:
+    return numbers(column) if is_parquet(file.path) else numbers_of_text(column)
+
+
+def _role(column: pa.Array, key: str, name: str, file: TableFile) -> np.ndarray:
+    try:
+        return texts(column)
+    except UserError as error:
+        raise UserError(f"data.{key}: column {name!r} of {file.path} {error}") from None
+
+
+def _same_columns(files: list[TableFile]) -> list[TableFile]:
+    first = files[0]
+    known = set(first.names) - first.nameless - first.index
+    for file in files[1:]:
+        odd = sorted(known ^ (set(file.names) - file.nameless - file.index))
         if odd:
             raise UserError(
-                f"data.root: {path} and {paths[0]} have different columns: only one of them has "
-                f"{some(map(repr, odd))}"
+                f"data.root: {file.path} and {first.path} have different columns: only one of "
+                f"them has {some(map(repr, odd))}"
             )
-    prefixes = [path.stem if len(paths) > 1 else "" for path in paths]
-    ids = [number_rows(len(frame), name) for frame, name in zip(frames, prefixes, strict=True)]
-    frame = pd.concat(frames, ignore_index=True)
-    if frame.empty:
-        raise UserError(f"data.root: {some(paths)}: no row; expected at least 10")
-    return frame, np.concatenate(ids)
+    return files
 
 
-def chosen_columns(frame: pd.DataFrame, data: DataParams) -> list[str]:
-    """The names of the data's columns; raises UserError for unknown ones, and lists text ones."""
+def _candidates(file: TableFile, data: DataParams) -> list[str]:
+    """The columns that may be data; raises UserError where a key names one that isn't there."""
     for key in ("id", "label", "group", "columns"):
         value = getattr(data, key)
         names = (value,) if isinstance(value, str) else value or ()
-        unknown = [name for name in names if name not in frame.columns]
+        unknown = [name for name in names if name not in file.names]
         if unknown:
             raise UserError(
                 f"data.{key}: there is no column {some(map(repr, unknown))}; there are "
-                f"{some(map(repr, frame.columns), 12)}"
+                f"{some(map(repr, file.names), 12)}"
             )
     if data.columns is not None:
         return list(data.columns)
-    others = {data.id, data.label, data.group}
-    columns = [str(name) for name in frame.columns if name not in others]
-    text = [name for name in columns if not _is_numeric(frame[name]) and not _strays(frame[name])]
-    if text:
-        numeric = [name for name in columns if _is_numeric(frame[name])]
+    others = {data.id, data.label, data.group} | file.index
+    return [name for name in file.names if name not in others]
+
+
+def _without_row_numbers(
+    columns: dict[str, _Column], file: TableFile, counts: list[int], data: DataParams
+) -> tuple[list[_Column], tuple[str, ...]]:
+    """The columns that are data, and what is said of those that only number the rows."""
+    named = {data.id, data.label, data.group}
+    left_out = sorted(file.index - named)
+    if data.columns is not None:
+        return list(columns.values()), ()
+    kept = []
+    for name, column in columns.items():
+        if _counts_rows(column, counts):
+            left_out.append(name)
+        elif name in file.nameless:
+            raise UserError(
+                f"data.root: column {file.names.index(name) + 1} of {file.path} has no name; give "
+                "it one, or list the columns to model in data.columns"
+            )
+        else:
+            kept.append(column)
+    if not left_out:
+        return kept, ()
+    return kept, (
+        f"left out, since they number the rows: {some(map(repr, left_out), 8)}; data.columns "
+        "takes them in",
+    )
+
+
+def _counts_rows(column: _Column, counts: list[int]) -> bool:
+    """Whether a column is 0, 1, 2, … or 1, 2, 3, … through all rows, or through each file's."""
+    values = column.values
+    if column.wrong or len(values) < 2:
+        return False
+    ways = (counts, [len(values)])
+    return any(
+        np.array_equal(values, np.concatenate([np.arange(n) for n in way]) + first)
+        for way in ways
+        for first in (0, 1)
+    )
+
+
+def _check_numeric(columns: list[_Column], data: DataParams, files: list[TableFile]) -> None:
+    text = [column for column in columns if column.is_text]
+    if text and data.columns is None:
+        numeric = [column.name for column in columns if not column.wrong]
         raise UserError(
-            f"data.columns: columns {some(map(repr, text), 12)} are not numbers, and categories "
-            "have no density; name the columns to model, such as data.columns: "
+            f"data.columns: columns {some((repr(c.name) for c in text), 12)} are not numbers, and "
+            "categories have no density; name the columns to model, such as data.columns: "
             f"[{', '.join(numeric[:4])}{', …' if len(numeric) > 4 else ''}], or one of the others "
             "in data.label, data.group or data.id"
         )
+    for column in columns:
+        if column.wrong:
+            raise UserError(f"data.root: {some(file.path for file in files)}: {_stray(column)}")
     if not columns:
         raise UserError("data.columns: no column is left to model")
-    return columns
 
 
-def numeric_values(frame: pd.DataFrame, columns: Sequence[str], where: str) -> np.ndarray:
-    """(N, columns) float64, NaN where a value is missing; raises UserError beginning with `where`.
+def _stray(column: _Column) -> str:
+    if column.is_text:
+        return f"column {column.name!r} holds text, such as {column.example:.40}, not numbers"
+    return (
+        f"column {column.name!r} holds {column.example:.60} in row {column.row}, which is no "
+        f"number, and {column.wrong - 1} more like it; mend them, or leave them empty "
+        "(data.missing)"
+    )
 
-    Refused by column and row: text, true and false, dates, complex numbers, infinity, and values
-    beyond single precision.
-    """
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise UserError(f"{where}: column {some(map(repr, missing), 12)} is missing")
-    x = np.empty((len(frame), len(columns)))
-    for index, name in enumerate(columns):
-        values: Any = frame[name]
-        if not _is_numeric(values):
-            raise UserError(f"{where}: {_not_numeric(values, name)}")
-        x[:, index] = values.to_numpy(dtype=np.float64, na_value=np.nan) + 0.0  # no -0
+
+def _values(columns: list[_Column], where: str) -> np.ndarray:
+    x = np.stack([column.values for column in columns], 1)
     beyond = np.abs(x) > LARGEST
     if beyond.any():
-        row, column = np.argwhere(beyond)[0]
+        row, place = np.argwhere(beyond)[0]
         raise UserError(
-            f"{where}: column {columns[column]!r} is {x[row, column]:g} in row {row}, and "
+            f"{where}: column {columns[place].name!r} is {x[row, place]:g} in row {row}, and "
             f"{int(beyond.sum()) - 1} more values are infinite or beyond {LARGEST:g}; mend or "
             "leave them empty (data.missing)"
         )
     return x
 
 
-def _array(values: Any) -> np.ndarray:
-    """A column as numbers where it holds numbers, else as objects; NaN where a value is missing."""
-    kind = np.float64 if _is_numeric(values) else object
-    return values.to_numpy(dtype=kind, na_value=np.nan)
+def _check_kinds(roles: dict[str, Any], kinds: dict[str, dict[str, TableFile]]) -> None:
+    for key, found in kinds.items():
+        known = {kind: file for kind, file in found.items() if kind}
+        formats = {is_parquet(file.path) for file in known.values()}
+        if len(known) > 1 and True in formats:
+            (one, first), (other, second) = list(known.items())[:2]
+            raise UserError(
+                f"data.{key}: column {roles[key]!r} holds {one} in {first.path} and {other} in "
+                f"{second.path}; save it as text everywhere"
+            )
 
 
-def _is_numeric(values: Any) -> bool:
-    kind = values.dtype
-    return pd.api.types.is_numeric_dtype(kind) and not (
-        pd.api.types.is_bool_dtype(kind) or pd.api.types.is_complex_dtype(kind)
-    )
+def _complete(parts: list[np.ndarray], key: str, name: str | None) -> np.ndarray | None:
+    """A role's text, of which no row may lack one; None where no column has it."""
+    if name is None:
+        return None
+    values = np.concatenate(parts)
+    empty = np.array([value is None for value in values.tolist()])
+    if empty.any():
+        raise UserError(f"data.{key}: {int(empty.sum())} rows have no value in column {name!r}")
+    return values.astype(str)
 
 
-def _strays(values: Any) -> list[int]:
-    """Rows that hold text in a column that is mostly numbers; else none."""
-    if not (values.dtype == object or pd.api.types.is_string_dtype(values.dtype)):
-        return []
-    numbers: Any = pd.to_numeric(values, errors="coerce")
-    bad = (numbers.isna() & values.notna()).to_numpy()
-    return np.flatnonzero(bad).tolist() if 0 < bad.sum() < len(values) / 2 else []
-
-
-def _not_numeric(values: Any, name: str) -> str:
-    strays = _strays(values)
-    if strays:
-        return (
-            f"column {name!r} holds {values.iloc[strays[0]]!r} in row {strays[0]}, which is no "
-            f"number, and {len(strays) - 1} more like it; mend them, or leave them empty "
-            "(data.missing)"
-        )
-    return f"column {name!r} holds {values.dtype}, such as {values.iloc[0]!r:.40}, not numbers"
-
-
-def _check_ids(values: Any, ids: np.ndarray, name: str) -> None:
-    if values.isna().any():
-        raise UserError(f"data.id: {int(values.isna().sum())} rows have no value in {name!r}")
-    again = values[values.duplicated()]
+def _check_unique(ids: np.ndarray, name: str) -> None:
+    again = ids[pd.Series(ids).duplicated().to_numpy()]
     if len(again):
         raise UserError(
-            f"data.id: column {name!r} has {again.iloc[0]!r} more than once, and {len(again) - 1} "
+            f"data.id: column {name!r} has {str(again[0])!r} more than once, and {len(again) - 1} "
             "more such rows; every row needs a name of its own"
         )

@@ -150,7 +150,7 @@ def test_black_and_white_pictures_are_zero_and_one_to_a_binary_model(tmp_path: P
 def test_what_can_not_be_scored_is_told_by_name(tmp_path: Path, x: np.ndarray) -> None:
     cases = {
         "not there": (tmp_path / "none", "none is not there"),
-        "no data": (tmp_path, "holds no image, npz, csv or Parquet file; expected one kind"),
+        "no data": (tmp_path, "holds no image, npz, npy, csv or Parquet file; expected one kind"),
     }
     for path, words in cases.values():
         with pytest.raises(UserError, match=words):
@@ -162,7 +162,7 @@ def test_what_can_not_be_scored_is_told_by_name(tmp_path: Path, x: np.ndarray) -
     with pytest.raises(UserError, match=r"tall\.png has shape \(1, 5, 4\).*takes \(1, 4, 4\)"):
         chunks(tmp_path / "tall.png", model())
     pd.DataFrame({"a": [1.0]}).to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(UserError, match=r"t\.csv: expected a, b; missing: b"):
+    with pytest.raises(UserError, match=r"t\.csv: column 'b' is missing; it has 'a'"):
         chunks(tmp_path / "t.csv", model(data_shape=(2,), columns=["a", "b"]))
     with pytest.raises(UserError, match=r"expected 16 columns; found 1"):
         chunks(tmp_path / "t.csv", model())

@@ -174,13 +174,13 @@ def test_a_folder_of_pictures(tmp_path: Path):
 
 
 def test_subfolders_are_labels_and_named_splits_are_kept(tmp_path: Path):
-    split, label, classes = places(["b/1.png", "a/2.png", "a/deep/3.png", "4.png"])
+    split, label, classes = places(["b/1.png", "a/2.png", "a/deep/3.png", "4.png"], "here")
     assert (split, label.tolist(), classes) == (None, [1, 0, 0, -1], ("a", "b"))
-    split, label, classes = places(["train/cat/1.png", "val/cat/2.png", "test/dog/3.png"])
+    split, label, classes = places(["train/cat/1.png", "val/cat/2.png", "test/dog/3.png"], "here")
     assert split is not None
     assert split.tolist() == ["train", "valid", "test"]
     assert (label.tolist(), classes) == ([0, 0, 1], ("cat", "dog"))
-    split, label, classes = places(["train/1.png", "plane/2.png"])
+    split, label, classes = places(["train/1.png", "plane/2.png"], "here")
     assert (split, label.tolist(), classes) == (None, [1, 0], ("plane", "train"))
 
 

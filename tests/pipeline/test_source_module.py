@@ -67,7 +67,10 @@ WRONG = [
     ('return {"x": np.zeros((3, 2)), "lable": 1}', r"has unknown keys lable; known: x, label, id"),
     ('return {"x": np.zeros((3, 2)), "columns": ["a"]}', r"has 2 columns and 1 different names"),
     ('return {"x": np.zeros((3, 2)), "split": ["train"] * 2}', r"has a split of shape \(2,\)"),
-    ('return {"x": np.zeros((3, 2)), "split": ["dev"] * 3}', r"with \['dev'\]; expected \(3,\) of"),
+    (
+        'return {"x": np.zeros((3, 2)), "split": ["most"] * 3}',
+        r"with \['most'\]; expected \(3,\) of",
+    ),
     ('return {"x": np.array([[None]])}', r"expected numbers; found object"),
     ('return {"x": 5}', r"N at least 1; found \(\)"),
     ("return 1 / 0", r"failed in .*my_data\.py, line 4: ZeroDivisionError: division by zero"),
