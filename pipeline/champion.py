@@ -13,26 +13,18 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from pipeline.comparable import Conversion, DataRecord, NotComparable, conversion
 from pipeline.gate import Comparison, paired_gain
-from pipeline.prepared import Meta, load_split, shard_paths
+from pipeline.prepared import load_meta, load_split, shard_paths
 from pipeline.registry import Registry, Version
 from pipeline.stage import say
 from pipeline.store import Store, Unreachable
 
 EVIDENCE, SEEN = "evidence", "evidence/seen.parquet"
-
-
-def measure(meta: Meta) -> str:
-    """What log p(x) is a density of; figures of different measures are never compared."""
-    shape = "x".join(map(str, meta.data_shape))
-    return " ".join(filter(None, (meta.space, meta.binarization, shape)))
-
-
-class NotComparable(Exception):  # noqa: N818
-    """Why two models' log p(x) can't be compared."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +38,18 @@ class EvidenceSettings:
     target_se: float | None = None
     precision: str = "fp32"
 
+    @classmethod
+    def of(cls, data_hash: str, metrics: Mapping[str, Any], seed: int) -> EvidenceSettings:
+        """Of metrics.json, which evaluate wrote with this seed."""
+        return cls(
+            data_hash,
+            metrics["num_samples"],
+            seed,
+            metrics.get("proposal", "encoder"),
+            metrics.get("target_se"),
+            metrics.get("precision", "fp32"),
+        )
+
     @property
     def name(self) -> str:
         how = f"{self.proposal}-k{self.num_samples}-seed{self.seed}"
@@ -53,32 +57,40 @@ class EvidenceSettings:
         how += "" if self.precision == "fp32" else f"-{self.precision}"
         return f"{EVIDENCE}/{self.data_hash[:16]}-{how}.parquet"
 
+    @property
+    def name_of_others(self) -> str:
+        """For a model that was trained on other data, whose columns were matched by name."""
+        return self.name.replace(".parquet", "-by-name.parquet")
+
 
 def compare(
     registry: Registry,
     champion: Version,
-    version: Version,
     evidence: Mapping[str, float],
     settings: EvidenceSettings,
     prepared: Path,
 ) -> Comparison:
-    """The paired gain over the champion, on test examples that neither was trained on."""
-    theirs, ours = champion.tags.get("measure"), version.tags.get("measure")
-    if theirs != ours:
-        raise NotComparable(f"it models {theirs or 'unknown data'}, this one {ours}")
+    """The paired gain over the champion, on test examples that neither was trained on.
+
+    Columns are matched by name; raises NotComparable where the two model different data.
+    """
+    theirs = DataRecord.of_version(champion.tags.get("measure"), registry.data_of(champion))
+    convert = conversion(theirs, DataRecord.of_meta(load_meta(prepared)))
+    own_data = champion.tags.get("data_hash") == settings.data_hash
+    name = settings.name if own_data else settings.name_of_others
     seen: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
-        if champion.tags.get("data_hash") != settings.data_hash:
+        if not own_data:
             table = _stored(registry.store, champion.run_id, SEEN, folder)
             if table is None or "content" not in table:
                 raise NotComparable("the data changed, and its own training split isn't known")
             test = _columns(prepared, "test", ["id", "content"])
             seen = set(test["id"][test["content"].isin(table["content"])])
-        stored = _stored(registry.store, champion.run_id, settings.name, folder)
-        if stored is not None:
-            known = dict(zip(stored["id"], stored["log_px"], strict=True))
-        else:
-            known = _score_champion(registry, champion, settings, prepared, Path(folder))
+        known = stored_evidence(registry.store, champion.run_id, name)
+        if known is None:
+            known = _score_champion(registry, champion, settings, prepared, Path(folder), convert)
+            with suppress(Unreachable):  # its run may have been deleted
+                keep_evidence(registry.store, champion.run_id, name, known)
     try:
         return paired_gain(evidence, known, leave_out=seen)
     except ValueError as error:
@@ -91,8 +103,9 @@ def _score_champion(
     settings: EvidenceSettings,
     prepared: Path,
     folder: Path,
+    convert: Conversion,
 ) -> dict[str, float]:
-    """The champion's log p(x) on the test split, with the same K and seed; kept with its run."""
+    """The champion's log p(x) on the test split, with the same K and seed."""
     import torch
 
     from pipeline.evaluate import score_split
@@ -102,7 +115,7 @@ def _score_champion(
     test = load_split(prepared, "test")
     try:
         model = load(registry.download(champion.number, folder))
-        x = torch.tensor(test.x)  # a copy: what Parquet gives is read-only
+        x = torch.tensor(convert(test.x))  # a copy: what Parquet gives is read-only
         found = score_split(
             model,
             x,
@@ -114,29 +127,33 @@ def _score_champion(
         )
     except (CheckpointError, ValueError, RuntimeError, Unreachable) as error:
         raise NotComparable(f"it could not be evaluated by this code ({error})") from error
-    evidence = dict(zip(test.id.astype(str), found.log_px.tolist(), strict=True))
-    with suppress(Unreachable):  # its run may have been deleted
-        keep_evidence(registry.store, champion.run_id, settings, evidence)
-    return evidence
+    return dict(zip(test.id.astype(str), found.log_px.tolist(), strict=True))
 
 
 def keep_evidence(
     store: Store,
     run_id: str,
-    settings: EvidenceSettings,
+    name: str,
     evidence: Mapping[str, float],
     seen: pd.DataFrame | None = None,
 ) -> None:
-    """Store per-example log p(x), and what `seen_examples` found, with the model's run."""
+    """Store per-example log p(x) as `name`, and what `seen_examples` found, with a model's run."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / Path(settings.name).name
+        path = Path(folder) / Path(name).name
         table = pd.DataFrame({"id": list(evidence), "log_px": list(evidence.values())})
         table.to_parquet(path, index=False)
-        files = {settings.name: path}
+        files = {name: path}
         if seen is not None:
             files[SEEN] = Path(folder) / Path(SEEN).name
             seen.to_parquet(files[SEEN], index=False)
         store.log_files(run_id, files)
+
+
+def stored_evidence(store: Store, run_id: str, name: str) -> dict[str, float] | None:
+    """Per-example log p(x) that `keep_evidence` stored with a run, if it is there."""
+    with tempfile.TemporaryDirectory() as folder:
+        table = _stored(store, run_id, name, folder)
+    return None if table is None else dict(zip(table["id"], table["log_px"], strict=True))
 
 
 def _stored(store: Store, run_id: str, name: str, folder: str) -> pd.DataFrame | None:

@@ -15,7 +15,7 @@ from vae.limits import KHAT_LIMIT
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 STANDARD_ERRORS = 2.0
-MOST_BAD_KHAT = 0.10  # share of the images whose khat may exceed KHAT_LIMIT
+MOST_BAD_KHAT = 0.10  # share of the examples whose khat may exceed KHAT_LIMIT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class Situation:
     promote: bool | None = None  # params register.promote
     experiment: str | None = None  # name of the DVC experiment that this runs in
     taken_back: str | None = None  # how a person took the alias from this very version
+    promoted_for: tuple[str, ...] = ()  # on record: why this very version became champion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +90,11 @@ def decide(case: Situation) -> Decision:
 
     `register.promote: true` and a person's earlier word come before the gate; the gate is: no
     champion yet, or a comparable one that is beaten by more than two standard errors; with khat
-    above 0.7 on at most 10% of the images, since otherwise log p(x) can't be trusted.
+    above 0.7 on at most 10% of the examples, since otherwise log p(x) can't be trusted.
     """
     gate, reasons = _gate(case)
     if case.champion == case.version:
-        words = ("it is the champion", *reasons)
+        words = case.promoted_for or ("it is the champion", *reasons)
         return Decision(alias=CHAMPION, verdict=CHAMPION, reasons=words, gate=gate)
     if case.promote is True and case.taken_back is None:
         words = ("promoted by register.promote: true", *reasons)
@@ -130,8 +131,8 @@ def _gate(case: Situation) -> tuple[bool, list[str]]:
     elif case.khat_bad_fraction > MOST_BAD_KHAT:
         allowed = False
         reasons.append(
-            f"khat exceeds {KHAT_LIMIT:g} on {case.khat_bad_fraction:.1%} of the images, more than "
-            f"{MOST_BAD_KHAT:.0%}: its log p(x) can't be trusted; "
+            f"khat exceeds {KHAT_LIMIT:g} on {case.khat_bad_fraction:.1%} of the examples, more "
+            f"than {MOST_BAD_KHAT:.0%}: its log p(x) can't be trusted; "
             "a higher evaluate.num_importance_samples or a richer model.posterior may help"
         )
     if case.champion is None:

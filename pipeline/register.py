@@ -26,12 +26,12 @@ import pandas as pd
 from pipeline import card, tracking
 from pipeline.champion import (
     EvidenceSettings,
-    NotComparable,
     compare,
     keep_evidence,
-    measure,
     seen_examples,
+    stored_evidence,
 )
+from pipeline.comparable import DataRecord, NotComparable
 from pipeline.gate import (
     CHAMPION,
     MOST_BAD_KHAT,
@@ -42,6 +42,7 @@ from pipeline.gate import (
 )
 from pipeline.plain_params import load_plain_params
 from pipeline.prepared import Meta, load_meta, load_split
+from pipeline.record import EVIDENCE_KEYS, VERDICT_KEYS, is_weaker, record_tags, stored_record
 from pipeline.registry import TAKEN_BACK_TAG, WEIGHTS_TAG, Registry, Version
 from pipeline.sections import PlainParams
 from pipeline.stage import EXPERIMENT_VARIABLE, UserError, read_json, run_stage, say, write_json
@@ -94,76 +95,84 @@ def _register(params: PlainParams, paths: Paths, store: Store, ensure: bool) -> 
     registry.ensure_exists()
 
     run_id = tracking.model_run(store, paths.train)
-    version = _version(registry, run_id, params, meta, metrics, config, paths)
+    version = _version(registry, run_id, params, meta, config, paths)
     tracking.send_training(store, paths.train, paths.model, paths.sweep)
     tracking.send_evaluation(store, paths.evaluate, paths.train)
     store.log_data(run_id, asdict(meta))
     table = pd.read_parquet(paths.evaluate / "per_example.parquet")
     evidence = dict(zip(table["id"].astype(str), table["log_px"], strict=True))
-    settings = EvidenceSettings(
-        meta.hash,
-        metrics["num_samples"],
-        params.evaluate.seed,
-        metrics.get("proposal", "encoder"),
-        metrics.get("target_se"),
-        metrics.get("precision", "fp32"),
-    )
+    settings = EvidenceSettings.of(meta.hash, metrics, params.evaluate.seed)
     home = version.run_id if store.is_active(version.run_id) else run_id
-    keep_evidence(store, home, settings, evidence, seen_examples(paths.prepared))
+    keep_evidence(store, home, settings.name, evidence, seen_examples(paths.prepared))
 
+    before = stored_record(version.tags) or {}
+    measured = {key: metrics.get(key) for key in EVIDENCE_KEYS}
+    measured |= {"data_hash": meta.hash, "seed": params.evaluate.seed}
+    kept = bool(before) and is_weaker(measured, before)
+    if kept:
+        measured = {key: before[key] for key in EVIDENCE_KEYS}
+        settings = EvidenceSettings.of(meta.hash, before, before["seed"])
+        evidence = stored_evidence(store, version.run_id, settings.name) or {}
     champion = registry.alias(CHAMPION)
+    stands = champion == version.number and before.get("verdict") == CHAMPION
     comparison, why_not = None, None
     if champion is not None and champion != version.number:
         holder = next(v for v in registry.versions() if v.number == champion)
         try:
-            comparison = compare(registry, holder, version, evidence, settings, paths.prepared)
+            comparison = compare(registry, holder, evidence, settings, paths.prepared)
         except NotComparable as reason:
             why_not = str(reason)
     decision = decide(
         Situation(
             version=version.number,
             champion=champion,
-            khat_bad_fraction=metrics["khat_bad_fraction"],
+            khat_bad_fraction=measured["khat_bad_fraction"],
             comparison=comparison,
             not_comparable=why_not,
             promote=params.register.promote,
             experiment=os.environ.get(EXPERIMENT_VARIABLE),
             taken_back=_taken_back(version, params, ensure),
+            promoted_for=tuple(before["reasons"]) if stands else (),
         )
     )
     _apply(registry, version, decision)
-    looks = sum(v.tags.get("data_hash") == meta.hash for v in registry.versions())
-    result = {
-        "model_name": registry.name,
-        "version": version.number,
-        "alias": decision.alias,
+    found = comparison and asdict(comparison)
+    verdict = {
         "verdict": decision.verdict,
         "reasons": list(decision.reasons),
-        "gain": comparison and comparison.gain,
-        "gain_se": comparison and comparison.gain_se,
-        "num_pairs": comparison and comparison.num_examples,
-        "num_left_out": comparison and comparison.num_left_out,
+        "gain": found and found["gain"],
+        "gain_se": found and found["gain_se"],
+        "num_pairs": found and found["num_examples"],
+        "num_left_out": found and found["num_left_out"],
         "compared_with": champion if comparison else None,
-        "champion": registry.alias(CHAMPION),
-        "looks": looks,
         "gate": {
             "passed": decision.gate,
             "standard_errors": STANDARD_ERRORS,
             "most_bad_khat": MOST_BAD_KHAT,
         },
+    }
+    if stands:
+        verdict = {key: before[key] for key in VERDICT_KEYS}  # what made it champion
+    result = {
+        "model_name": registry.name,
+        "version": version.number,
+        "alias": decision.alias,
+        **verdict,
+        "champion": registry.alias(CHAMPION),
+        "looks": sum(v.tags.get("data_hash") == meta.hash for v in registry.versions()),
         "selfcheck": _selfcheck(paths.selfcheck),
-        "log_px": metrics["log_px"],
-        "bits_per_dim": metrics["bits_per_dim"],
-        "num_samples": metrics["num_samples"],
-        "khat_bad_fraction": metrics["khat_bad_fraction"],
+        **measured,
+        "weaker_evidence": _told(metrics) if kept else None,
         "weights_hash": config["weights_sha256"],
-        "data_hash": meta.hash,
-        "git_commit": git_commit(),
+        "git_commit": _commit(paths.train, version),
         "run_id": version.run_id,
         "tracking_uri": store.public_address,
     }
-    _write_on_version(registry, version, result, ensure)
-    registry.describe(version.number, _card(result, meta, metrics, config, paths, ensure))
+    tags = record_tags(result, config["model"], DataRecord.of_meta(meta).measure)
+    lock = _lock_hash() if ensure else None
+    if lock is not None:
+        tags["dvc_lock"] = lock
+    registry.set_record(version.number, tags, _page(result, meta, metrics, config, paths, lock))
     return result
 
 
@@ -172,7 +181,6 @@ def _version(
     run_id: str,
     params: PlainParams,
     meta: Meta,
-    metrics: Mapping[str, Any],
     config: Mapping[str, Any],
     paths: Paths,
 ) -> Version:
@@ -183,12 +191,17 @@ def _version(
         "data": _data(meta, params),
         "example": load_split(paths.prepared, "test").x[:EXAMPLES],
     }
-    tags = _tags(meta, metrics, config)
     found = registry.with_weights(config["weights_sha256"])
+    if found is not None and content["data"]["columns"] is not None:
+        known = registry.data_of(found).get("columns", content["data"]["columns"])
+        if known != content["data"]["columns"]:
+            found = None  # the same numbers under other names are another model
     if found is None:
+        tags = {WEIGHTS_TAG: config["weights_sha256"], "data_hash": meta.hash}
         return registry.add(run_id, tags=tags, **content)
     registry.restore_files(found, **content)
-    registry.tag(found.number, {k: v for k, v in tags.items() if k != "git_commit"})
+    if found.tags.get("data_hash") != meta.hash:
+        registry.tag(found.number, {"data_hash": meta.hash})
     return found
 
 
@@ -197,28 +210,27 @@ def _data(meta: Meta, params: PlainParams) -> dict[str, Any]:
     return {
         "dataset": meta.dataset,
         "space": meta.space,
+        "binarization": meta.binarization,
+        "data_shape": list(meta.data_shape),
+        "data_hash": meta.hash,
         "columns": None if meta.columns is None else list(meta.columns),
         "filled": meta.filled,
         "converts": params.data.size is not None or params.data.channels is not None,
     }
 
 
-def _tags(meta: Meta, metrics: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
-    model = config["model"]
-    tags = {
-        WEIGHTS_TAG: config["weights_sha256"],
-        "data_hash": meta.hash,
-        "measure": measure(meta),
-        "likelihood": model["likelihood"],
-        "latent_dim": model["latent_dim"],
-        "log_px": metrics["log_px"],
-        "log_px_se": metrics["log_px_se"],
-        "bits_per_dim": metrics["bits_per_dim"],
-        "num_samples": metrics["num_samples"],
-        "khat_bad_fraction": metrics["khat_bad_fraction"],
-        "git_commit": git_commit(),
-    }
-    return {key: str(value) for key, value in tags.items() if value is not None}
+def _told(metrics: Mapping[str, Any]) -> str:
+    """Evidence that was not taken, in words."""
+    return (
+        f"this run's {metrics['log_px']:.2f} nats (K = {metrics['num_samples']:,}) are weaker "
+        "evidence than what the version has on record, which stays"
+    )
+
+
+def _commit(train: Path, version: Version) -> str | None:
+    """The commit that the model was trained at, as its run says; earlier runs did not say."""
+    known = read_json(train / "run.json").get("git_commit")
+    return known or version.tags.get("git_commit") or git_commit()
 
 
 def _taken_back(version: Version, params: PlainParams, ensure: bool) -> str | None:
@@ -235,23 +247,6 @@ def _apply(registry: Registry, version: Version, decision: Decision) -> None:
         registry.set_challenger(version.number)
 
 
-def _write_on_version(
-    registry: Registry, version: Version, result: Mapping[str, Any], ensure: bool
-) -> None:
-    """Verdict, reasons and what the gate looked at, as tags of the version."""
-    tags = {"verdict": str(result["verdict"]), "reasons": "; ".join(result["reasons"])}
-    tags |= {
-        "looks": str(result["looks"]),
-        "gate": "passed" if result["gate"]["passed"] else "shut",
-    }
-    checks = result["selfcheck"]
-    tags["selfcheck"] = f"{checks['passed_checks']} of {checks['num_checks']} passed"
-    lock = _lock_hash()
-    if ensure and lock is not None:
-        tags["dvc_lock"] = lock
-    registry.tag(version.number, tags)
-
-
 def _selfcheck(path: Path) -> dict[str, Any]:
     found = read_json(path)
     passed = sum(bool(check["passed"]) for check in found["checks"])
@@ -262,31 +257,35 @@ def _selfcheck(path: Path) -> dict[str, Any]:
     }
 
 
-def _card(
+def _page(
     result: Mapping[str, Any],
     meta: Meta,
     metrics: Mapping[str, Any],
     config: Mapping[str, Any],
     paths: Paths,
-    ensure: bool,
-) -> str:
-    """The version's description; dvc.lock is final only at the end, in `ensure`."""
-    facts = read_json(paths.train / "run.json")["params"]
-    objective = {
-        key.removeprefix("objective."): value
-        for key, value in facts.items()
-        if key.startswith("objective.")
-    }
-    history = pd.read_csv(paths.train / "history.csv")
-    return card.markdown(
-        result,
-        asdict(meta),
-        config["model"],
-        objective or None,
-        metrics,
-        history,
-        _lock_hash() if ensure else None,
-    )
+    lock: str | None,
+) -> str | None:
+    """The version's description; dvc.lock is final only at the end, in `ensure`.
+
+    A page that can't be made costs a warning and no more. None where the evidence on record is of
+    another run, whose page stays.
+    """
+    if result["weaker_evidence"]:
+        return None
+    try:
+        facts = read_json(paths.train / "run.json")["params"]
+        objective = {
+            key.removeprefix("objective."): value
+            for key, value in facts.items()
+            if key.startswith("objective.")
+        }
+        history = pd.read_csv(paths.train / "history.csv")
+        return card.markdown(
+            result, asdict(meta), config["model"], objective or None, metrics, history, lock
+        )
+    except Exception as error:  # whatever it stumbles over: the version is registered
+        say(f"register   warning: the version has no page ({type(error).__name__}: {error})")
+        return None
 
 
 def _lock_hash() -> str | None:
@@ -340,9 +339,8 @@ def main() -> None:
 
 
 def is_stale(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether register.json tells of another verdict or place than the registry does now."""
-    keys = ("model_name", "version", "alias", "run_id", "tracking_uri")
-    return any(before.get(key) != now[key] for key in keys)
+    """Whether register.json says anything else than the registry does now."""
+    return any(before.get(key) != now[key] for key in now)
 
 
 def remake() -> None:

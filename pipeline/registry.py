@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.gate import CHALLENGER, CHAMPION
+from pipeline.record import TAGS
 from pipeline.stage import UserError, read_json, run_stage, say
-from pipeline.store import Store, another_may_be_faster, import_mlflow, insist
+from pipeline.store import Store, Unreachable, another_may_be_faster, import_mlflow, insist
 
 REQUIREMENTS = ("mlflow", "torch", "numpy", "numba", "pandas", "safetensors")
 WEIGHTS_TAG = "weights_hash"
@@ -29,6 +30,8 @@ HISTORY_TAG = "champions"  # of the registered model: who was champion, since wh
 TAKEN_BACK_TAG = "taken_back"  # of a version from which a person took the alias
 LONGEST_HISTORY = 40
 LONGEST_TAG = 4500
+LONGEST_PAGE = 5000  # characters of a description, in PostgreSQL and MySQL
+CUT = "\n\n… cut here; reports/report.html has it whole\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +141,33 @@ class Registry:
                 f"models:/{self.name}/{version}", dst_path=str(folder)
             )
         return Path(path) / "artifacts"
+
+    def data_of(self, version: Version) -> dict[str, Any]:
+        """What a version has on record of its data (data.json); empty where it has nothing."""
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                with self.store.failures():
+                    path = self._mlflow.artifacts.download_artifacts(
+                        f"models:/{self.name}/{version.number}/artifacts/data.json", dst_path=folder
+                    )
+                return read_json(Path(path))
+            except (Unreachable, UserError):
+                return {}
+
+    def set_record(self, version: int, tags: Mapping[str, str], page: str | None) -> None:
+        """Make a version say what `tags` and `page` say, and nothing of ours besides.
+
+        page: the Markdown on its page, cut where MLflow's databases would; None leaves it.
+        """
+        self.tag(version, tags)
+        with self.store.failures():
+            present = self.client.get_model_version(self.name, str(version)).tags
+            for key in (TAGS & set(present)) - set(tags):
+                self.client.delete_model_version_tag(self.name, str(version), key)
+        if page is not None:
+            if len(page) > LONGEST_PAGE:
+                page = page[: LONGEST_PAGE - len(CUT)].rpartition("\n")[0] + CUT
+            self.describe(version, page)
 
     def tag(self, version: int, tags: Mapping[str, str]) -> None:
         """Set those tags of a version that differ."""

@@ -22,7 +22,7 @@ import yaml
 
 from pipeline.stage import EXPERIMENT_VARIABLE, UserError
 from pipeline.storage import Held, open_storage
-from pipeline.store import flatten
+from pipeline.store import flatten, git_commit
 from vae.files import listed
 
 KEPT_RUNS = 5
@@ -51,6 +51,7 @@ def run_facts(
         "params": flatten(params),
         "data_hash": data_hash,
         "stage_hash": content_hash,
+        "git_commit": git_commit(),
     }
 
 

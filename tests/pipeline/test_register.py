@@ -118,7 +118,7 @@ def test_the_same_weights_make_no_second_version(project: Path) -> None:
     first = register(params, paths)
     again = register(params, paths)
     assert again | {"reasons": first["reasons"]} == first
-    assert again["reasons"] == ["it is the champion"]
+    assert again["reasons"] == ["it is the first: there was no champion"]
     assert len(registry(params).versions()) == 1
     assert len(registry(params).history()) == 1
 
