@@ -8,8 +8,10 @@ or split is now.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,10 +59,10 @@ class EvidenceSettings:
         how += "" if self.precision == "fp32" else f"-{self.precision}"
         return f"{EVIDENCE}/{self.data_hash[:16]}-{how}.parquet"
 
-    @property
-    def name_of_others(self) -> str:
-        """For a model that was trained on other data, whose columns were matched by name."""
-        return self.name.replace(".parquet", "-by-name.parquet")
+    def name_by_columns(self, columns: Sequence[str] | None) -> str:
+        """For a model of other data, which was given these columns of the data by their names."""
+        names = hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:8]
+        return self.name.replace(".parquet", f"-by-name-{names}.parquet")
 
 
 def compare(
@@ -75,9 +77,11 @@ def compare(
     Columns are matched by name; raises NotComparable where the two model different data.
     """
     theirs = DataRecord.of_version(champion.tags.get("measure"), registry.data_of(champion))
-    convert = conversion(theirs, DataRecord.of_meta(load_meta(prepared)))
+    ours = DataRecord.of_meta(load_meta(prepared))
+    convert = conversion(theirs, ours)
     own_data = champion.tags.get("data_hash") == settings.data_hash
-    name = settings.name if own_data else settings.name_of_others
+    same_names = own_data and theirs.columns == ours.columns
+    name = settings.name if same_names else settings.name_by_columns(ours.columns)
     seen: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
         if not own_data:
