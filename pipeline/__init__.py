@@ -1,6 +1,9 @@
 import sys
 
 if sys.argv[:1] == ["-m"]:  # `python -m pipeline.…` is on its way, before its slow imports
+    from pipeline import interpreter
+
+    interpreter.use_the_projects_own()
     from pipeline import interrupt
 
     interrupt.leave_at_once()

@@ -5,6 +5,7 @@ As Markdown it is the version's description in MLflow; the report shows the same
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,6 +69,10 @@ def evidence_rows(metrics: Mapping[str, Any]) -> Rows:
             "ladder",
             ", ".join(f"K = {int(k):,}: {text.number(v, 2)}" for k, v in metrics["ladder"].items()),
         ),
+        (
+            "examples without log p(x)",
+            f"{metrics['num_unscored']:,}, in no mean" if metrics.get("num_unscored") else "",
+        ),
         ("active units", f"{metrics['active_units']} of {metrics['latent_dim']}"),
         (
             "baseline",
@@ -77,7 +82,7 @@ def evidence_rows(metrics: Mapping[str, Any]) -> Rows:
     if metrics["bits_per_dim"] is not None:
         found = text.bits(metrics["bits_per_dim"], metrics["bits_per_dim_se"])
         rows.insert(1, ("bits/dim", found))
-    return rows
+    return [(name, value) for name, value in rows if value]
 
 
 def curve(history: pd.DataFrame) -> str:
@@ -144,10 +149,10 @@ def markdown(
         "  # or encode, decode, reconstruct, sample\n```"
     )
     parts = [
-        f"**{register['verdict']}**: {'; '.join(register['reasons'])}.",
+        f"**{register['verdict']}**: {'; '.join(map(literal, register['reasons']))}.",
         _table("Evidence", evidence_rows(metrics)),
         curve(history),
-        _table("Data", data_rows(meta)),
+        _table("Data", [(name, literal(value)) for name, value in data_rows(meta)]),
         _table("Model", model_rows(model, objective)),
         _table("Provenance", [(key, str(value)) for key, value in made if value is not None]),
         f"### How to load it\n\n{load}",
@@ -159,6 +164,15 @@ def markdown(
 def _table(title: str, rows: Sequence[tuple[str, str]]) -> str:
     lines = [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
     return "\n".join([f"### {title}", "", "| | |", "|---|---|", *lines])
+
+
+def literal(words: str) -> str:
+    """Words of the user's, such as names of columns, with nothing that Markdown takes for its own.
+
+    A "|" stays, for `_cell`.
+    """
+    line = "".join(letter if letter.isprintable() else " " for letter in words)
+    return re.sub(r"([\\`*_\[\]<>&~#!$])", r"\\\1", line)
 
 
 def _cell(words: str) -> str:

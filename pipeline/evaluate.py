@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from pipeline import pictures, plots, shifted, tracking
@@ -28,7 +29,7 @@ from pipeline.figures import save
 from pipeline.params import Params, load_params
 from pipeline.prepared import Meta, Split, load_meta, load_split
 from pipeline.sections import EvaluateParams
-from pipeline.stage import UserError, run_stage, say, whole_directory, write_json
+from pipeline.stage import UserError, run_stage, say, spared, whole_directory, write_json
 from pipeline.terminal import steps
 from vae import VAE, load
 from vae.checkpoint import CheckpointError
@@ -60,6 +61,12 @@ class SplitEvidence:
     log_px_z: np.ndarray
     kl: np.ndarray
     ladder: dict[int, np.ndarray]
+
+    def only(self, chosen: np.ndarray) -> SplitEvidence:
+        """The same of some examples. chosen: (N,) bool."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ladder"}
+        ladder = {k: values[chosen] for k, values in self.ladder.items()}
+        return SplitEvidence(**{k: v[chosen] for k, v in columns.items()}, ladder=ladder)
 
 
 def score_split(
@@ -116,17 +123,24 @@ def summarise(
 ) -> dict[str, Any]:
     """metrics.json, but for what is the model's own: means over examples, with their errors.
 
+    Examples without a finite log p(x) are counted (`num_unscored`), and are in no mean.
+
     Args:
         evidence: of the test split.
         baselines: scored on the same examples; the first is the strongest.
         space: bits/dim are for discrete data only.
         num_values: D.
     """
+    scored = np.isfinite(evidence.log_px)
+    unscored = int((~scored).sum())
+    evidence = evidence.only(scored)
+    baselines = [replace(b, log_px=b.log_px.cpu()[torch.from_numpy(scored)]) for b in baselines]
     mean, se = _mean_and_se(evidence.log_px)
     to_bits = None if space == "continuous" else 1 / (num_values * math.log(2))
     compared = [_compare(evidence.log_px, baseline, to_bits) for baseline in baselines]
     metrics: dict[str, Any] = {
         "num_examples": len(evidence.log_px),
+        "num_unscored": unscored,
         "num_samples": max(evidence.ladder),
         "samples_mean": evidence.samples.mean(),
         "elbo": evidence.elbo.mean(),
@@ -134,7 +148,7 @@ def summarise(
         "kl": evidence.kl.mean(),
         "log_px": mean,
         "log_px_se": se,
-        "log_px_mc_se": math.sqrt(float((evidence.se**2).sum())) / len(evidence.se),
+        "log_px_mc_se": math.sqrt(float((evidence.se**2).sum())) / max(1, len(evidence.se)),
         "bits_per_dim": None if to_bits is None else -mean * to_bits,
         "bits_per_dim_se": None if to_bits is None else se * to_bits,
         "ess_median": np.median(evidence.ess),
@@ -152,6 +166,7 @@ def summarise(
 
 def reference(evidence: SplitEvidence) -> dict[str, Any]:
     """reference.json: quantiles of log p(x), (101,), at evenly spaced probabilities."""
+    evidence = evidence.only(np.isfinite(evidence.log_px))
     probabilities = np.linspace(0.0, 1.0, QUANTILES)
     return {
         "split": "valid",
@@ -177,8 +192,16 @@ def per_example(test: Split, evidence: SplitEvidence, baseline: Baseline) -> pd.
             "log_px_z": evidence.log_px_z,
             "kl": evidence.kl,
             "baseline_log_px": baseline.log_px.cpu().numpy(),
+            "reason": _reasons(evidence.log_px),
         }
     )
+
+
+def _reasons(log_px: np.ndarray) -> pd.Series:
+    """Why an example has no finite log p(x), text or None, (N,)."""
+    words = "log p(x) is lower than its smallest number: it lies too far from the training data"
+    found = [None if finite else words for finite in np.isfinite(log_px).tolist()]
+    return pd.Series(found, dtype="string")
 
 
 def evaluate(
@@ -200,21 +223,14 @@ def evaluate(
         f"{len(x['valid']):,} validation examples, K = {K:,}{until}, {config.proposal} proposals"
     )
     settings = (K, config.seed, config.proposal, config.target_se, config.precision)
+    # First, for what follows is long, and must not be lost to it.
+    baselines = spared("evaluate", "baseline", lambda: _baselines(config, meta, model, x)) or [
+        Baseline(name="none, since it failed", log_px=torch.full((len(x["test"]),), math.nan))
+    ]
     with steps("evaluate", len(x["test"]) + len(x["valid"]), "example") as shown:
         test = score_split(model, x["test"], *settings, done=shown.to)
         before = len(x["test"])
         valid = score_split(model, x["valid"], *settings, done=lambda n: shown.to(before + n))
-    baselines = fit_baselines(
-        x["train"],
-        x["valid"],
-        x["test"],
-        space=meta.space,
-        latent_dim=model.noise_dim,
-        min_scale=model.config.min_scale,
-        num_samples=K,
-        seed=config.seed,
-        binarize=meta.space == "binary" and meta.binarization == "dynamic",
-    )
     num_values = math.prod(meta.data_shape)
     metrics = summarise(test, baselines, space=meta.space, num_values=num_values)
     how = {
@@ -228,7 +244,18 @@ def evaluate(
         samples = min(K, shifted.MOST_SAMPLES)
         return score_split(model, changed, samples, *settings[1:]).log_px
 
-    metrics["shifted"] = shifted.compare(x["test"], test.log_px, meta.space, config.seed, log_px)
+    scored = np.isfinite(test.log_px)
+    metrics["shifted"] = spared(
+        "evaluate",
+        "shifted data",
+        lambda: shifted.compare(
+            x["test"][torch.from_numpy(scored)],
+            test.log_px[scored],
+            meta.space,
+            config.seed,
+            log_px,
+        ),
+    )
     metrics = _plain(metrics)
     gallery = pictures.Gallery(
         model=model,
@@ -243,28 +270,62 @@ def evaluate(
         table = per_example(splits["test"], test, baselines[0])
         table.to_parquet(fresh / "per_example.parquet", index=False)
         pictures.draw(gallery, test.log_px, fresh)
-        save(plots.elbo_curves(history), fresh / "elbo_curves.png")
-        ladder = plots.ladder_figure(metrics["ladder"], metrics["elbo"])
-        save(ladder, fresh / "ladder.png")
+        ladder = metrics["ladder"], metrics["elbo"]
+        figures = {
+            "elbo_curves.png": lambda: plots.elbo_curves(history),
+            "ladder.png": lambda: plots.ladder_figure(*ladder),
+        }
+        for name, make in figures.items():
+            spared("evaluate", name, partial(_save, make, fresh / name))
     for line in describe(metrics):
         say(f"evaluate   {line}")
     return metrics
 
 
+def _save(make: Callable[[], Figure], path: Path) -> None:
+    save(make(), path)
+
+
+def _baselines(
+    config: EvaluateParams, meta: Meta, model: VAE, x: dict[str, Tensor]
+) -> list[Baseline]:
+    return fit_baselines(
+        x["train"],
+        x["valid"],
+        x["test"],
+        space=meta.space,
+        latent_dim=model.noise_dim,
+        min_scale=model.config.min_scale,
+        num_samples=config.num_importance_samples,
+        seed=config.seed,
+        binarize=meta.space == "binary" and meta.binarization == "dynamic",
+    )
+
+
 def describe(metrics: dict[str, Any]) -> list[str]:
-    """The result in two lines for the terminal."""
+    """The result in two lines for the terminal, and one of examples that can't be scored."""
     base = metrics["baseline"]
+    if not metrics["num_examples"]:
+        return [f"none of the {metrics['num_unscored']:,} test examples can be scored"]
     score = f"log p(x) {metrics['log_px']:.2f} ± {metrics['log_px_se']:.2f} nats"
     if metrics["bits_per_dim"] is not None:
         score += f" ({metrics['bits_per_dim']:.4f} ± {metrics['bits_per_dim_se']:.4f} bits/dim)"
     bad = metrics["khat_bad_fraction"]
     trust = "" if bad is None else f", khat > {KHAT_LIMIT} on {bad:.1%}"
-    return [
+    lines = [
         f"{score}, gap {metrics['posterior_gap']:.2f}, "
-        f"{metrics['active_units']} of {metrics['latent_dim']} units active{trust}",
-        f"{base['gain']:+.2f} ± {base['gain_se']:.2f} nats against {base['name']} "
-        f"({base['gain_in_se']:.1f} standard errors)",
+        f"{metrics['active_units']} of {metrics['latent_dim']} units active{trust}"
     ]
+    if base["gain"] is not None:
+        in_se = "" if base["gain_in_se"] is None else f" ({base['gain_in_se']:.1f} standard errors)"
+        error = "" if base["gain_se"] is None else f" ± {base['gain_se']:.2f}"
+        lines.append(f"{base['gain']:+.2f}{error} nats against {base['name']}{in_se}")
+    if metrics["num_unscored"]:
+        lines.append(
+            f"{metrics['num_unscored']:,} test examples have no log p(x), and are in no mean: "
+            "per_example.parquet says which"
+        )
+    return lines
 
 
 def _load_model(folder: Path, meta: Meta) -> VAE:
@@ -302,6 +363,7 @@ def _compare(log_px: np.ndarray, baseline: Baseline, to_bits: float | None) -> d
     """The baseline's score and the model's paired gain over it, with the error across examples."""
     theirs = baseline.log_px.cpu().numpy()
     gain, se = _mean_and_se(log_px - theirs)
+    theirs = theirs if len(theirs) else np.full(1, math.nan)
     return {
         "name": baseline.name,
         "log_px": theirs.mean(),
@@ -315,7 +377,7 @@ def _compare(log_px: np.ndarray, baseline: Baseline, to_bits: float | None) -> d
 def _mean_and_se(values: np.ndarray) -> tuple[float, float]:
     """Mean and its standard error across examples; NaN for the error of a single one."""
     if len(values) < 2:
-        return float(values.mean()), math.nan
+        return float(values[0]) if len(values) else math.nan, math.nan
     return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.patches import Rectangle
 
 INK, MUTED, GRID, PAPER = "#20262e", "#68727f", "#e3e7ec", "#ffffff"
@@ -58,6 +60,14 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "image.interpolation": "nearest",
 }
+LONGEST_NAME = 40
+# Scripts that DejaVu lacks are drawn by one of these where it is installed.
+FALLBACKS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC",
+             "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei",
+             "Droid Sans Fallback", "Noto Sans Arabic", "Noto Sans Hebrew",
+             "Noto Sans Devanagari", "Noto Sans Thai", "Noto Emoji", "Unifont")  # fmt: skip
+_installed = {font.name for font in font_manager.fontManager.ttflist}
+STYLE["font.family"] = ["DejaVu Sans", *(name for name in FALLBACKS if name in _installed)]
 MINUS = "\N{MINUS SIGN}"
 styled = matplotlib.rc_context(STYLE)  # pyright: ignore[reportArgumentType]
 PNG_DPI = 200
@@ -128,6 +138,20 @@ def hover_point(ax: Axes, x: float, y: float, words: str) -> None:
     """Give a point words that a page shows under the pointer; draws nothing."""
     clear: Any = {"facecolors": "none", "edgecolors": "none"}
     ax.scatter([x], [y], s=180, gid=TIP + words, zorder=ABOVE_ALL, **clear)
+
+
+def plain(name: str) -> str:
+    """A user's name as words of a figure: no mathematics, on one line, and not without end."""
+    line = "".join(letter if letter.isprintable() else " " for letter in str(name))
+    if len(line) > LONGEST_NAME:
+        line = line[: LONGEST_NAME - 1] + "…"
+    return line.replace("$", r"\$")
+
+
+def name_legend(legend: Legend, names: Sequence[str]) -> None:
+    """Write users' names into a legend, which leaves out those that begin with "_" by itself."""
+    for entry, name in zip(legend.get_texts(), names, strict=True):
+        entry.set_text(plain(name))
 
 
 def note(ax: Axes, words: str) -> Figure:

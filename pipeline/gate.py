@@ -22,13 +22,15 @@ MOST_BAD_KHAT = 0.10  # share of the examples whose khat may exceed KHAT_LIMIT
 class Comparison:
     """The challenger's paired mean gain over the champion on the same examples, in nats.
 
-    num_left_out: test examples that the champion was trained or selected on.
+    num_left_out: test examples that the champion was trained or selected on. num_lost: those that
+    the champion gives a log p(x) and the challenger does not.
     """
 
     gain: float
     gain_se: float
     num_examples: int
     num_left_out: int = 0
+    num_lost: int = 0
 
     @property
     def significant(self) -> bool:
@@ -43,6 +45,7 @@ class Situation:
     version: int
     champion: int | None  # None: there is none yet
     khat_bad_fraction: float | None  # None: too few samples for any khat
+    num_unscored: int = 0  # test examples without a log p(x)
     comparison: Comparison | None = None
     not_comparable: str | None = None  # why a comparison with the champion makes no sense
     promote: bool | None = None  # params register.promote
@@ -69,11 +72,14 @@ def paired_gain(
 ) -> Comparison:
     """Mean and standard error of the difference in log p(x) on the examples that both scored.
 
-    leave_out: examples that the champion was trained or selected on.
+    An example without a finite log p(x) is not scored. leave_out: examples that the champion was
+    trained or selected on.
     Raises ValueError with fewer than two examples, which have no standard error.
     """
     left_out = set(leave_out)
-    shared = [key for key in challenger if key in champion and key not in left_out]
+    both = [key for key in challenger if key in champion and key not in left_out]
+    theirs = [key for key in both if math.isfinite(champion[key])]
+    shared = [key for key in theirs if math.isfinite(challenger[key])]
     if len(shared) < 2:
         raise ValueError(f"{len(shared)} test examples are left to compare the two models on")
     gains = np.array([challenger[key] - champion[key] for key in shared], dtype=np.float64)
@@ -82,6 +88,7 @@ def paired_gain(
         gain_se=float(gains.std(ddof=1) / math.sqrt(len(gains))),
         num_examples=len(gains),
         num_left_out=len(left_out & set(challenger)),
+        num_lost=len(theirs) - len(shared),
     )
 
 
@@ -135,6 +142,8 @@ def _gate(case: Situation) -> tuple[bool, list[str]]:
             f"than {MOST_BAD_KHAT:.0%}: its log p(x) can't be trusted; "
             "a higher evaluate.num_importance_samples or a richer model.posterior may help"
         )
+    if case.num_unscored:
+        reasons.append(f"{case.num_unscored} test examples have no log p(x), and are in no mean")
     if case.champion is None:
         reasons.append("it is the first: there was no champion")
     elif case.champion == case.version:
@@ -146,6 +155,12 @@ def _gate(case: Situation) -> tuple[bool, list[str]]:
     else:
         assert case.comparison is not None
         allowed = allowed and case.comparison.significant
+        if case.comparison.num_lost:
+            allowed = False
+            reasons.append(
+                f"it gives no log p(x) to {case.comparison.num_lost} test examples to which "
+                f"champion version {case.champion} gives one"
+            )
         reasons.append(gain_sentence(case.comparison, case.champion))
     return allowed, reasons
 

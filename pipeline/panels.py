@@ -24,7 +24,9 @@ from pipeline.figures import (
     MUTED,
     RED,
     first_number,
+    name_legend,
     new_figure,
+    plain,
     styled,
 )
 from pipeline.plots import draw_log_px, log_px_figure
@@ -87,8 +89,9 @@ def latent_figure(
             chosen = points[labels_N == name]
             marker = "o" if index < len(CATEGORIES) else "^"
             colour = CATEGORIES[index % len(CATEGORIES)]
-            ax.scatter(*chosen.T, s=size, color=colour, marker=marker, lw=0, alpha=0.8, label=name)
-        figure.legend(loc="outside right upper", markerscale=1.6, handletextpad=0.2)
+            ax.scatter(*chosen.T, s=size, color=colour, marker=marker, lw=0, alpha=0.8, label="-")
+        legend = figure.legend(loc="outside right upper", markerscale=1.6, handletextpad=0.2)
+        name_legend(legend, names)
     else:
         ax.scatter(*points.T, s=size, color=BLUE, lw=0, alpha=0.6)
     ax.set_xlabel(axis_names[0])
@@ -205,7 +208,7 @@ def table_reconstructions(x: np.ndarray, mean: np.ndarray, names: Sequence[str])
         ax.scatter(x[:, column], mean[:, column], s=5, color=BLUE, alpha=0.5, lw=0)
         limits = [x[:, column].min(), x[:, column].max()]
         ax.plot(limits, limits, color=MUTED, lw=0.9, ls=(0, (4, 3)))
-        ax.set_title(name)
+        ax.set_title(plain(name))
         ax.set_xlabel("observed")
         ax.set_ylabel("reconstructed")
     return figure
@@ -223,7 +226,7 @@ def table_samples(x: np.ndarray, samples: np.ndarray, names: Sequence[str]) -> F
             samples[:, column], bins=edges, density=True, histtype="step", color=BLUE, lw=1.4,
             label="model",
         )  # fmt: skip
-        ax.set_title(name)
+        ax.set_title(plain(name))
         ax.set_yticks([])
     figure.axes[0].legend(loc="best")
     return figure
@@ -249,12 +252,13 @@ def table_traversals(
         ax.set_axis_off()
     for ax, dimension, mean in zip(axes.flat, dimensions, means, strict=False):
         for index, column in enumerate(sorted(strongest)):
-            ax.plot(steps, mean[:, column], color=CATEGORIES[index], lw=1.3, label=names[column])
+            ax.plot(steps, mean[:, column], color=CATEGORIES[index], lw=1.3, label="-")
         ax.set_title(f"z[{dimension}]")
     for ax in axes[:, 0]:
         ax.set_ylabel("E[x|z], standardised")
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
+    name_legend(legend, [str(names[column]) for column in sorted(strongest)])
     return figure
 
 

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from pipeline import panels
 from pipeline.figures import save
+from pipeline.stage import spared
 from vae import VAE
 from vae.diagnostics import ACTIVE_VARIANCE, posterior_means
 
@@ -41,6 +45,11 @@ class Gallery:
     columns: Sequence[str] | None = None
     seed: int = 0
 
+    def only(self, chosen: np.ndarray) -> Gallery:
+        """The same of some examples. chosen: (N,) bool."""
+        kept = None if self.labels is None else list(compress(self.labels, chosen.tolist()))
+        return replace(self, x=self.x[torch.from_numpy(chosen)], labels=kept)
+
     @property
     def is_images(self) -> bool:
         return len(self.model.config.data_shape) in (2, 3)
@@ -55,15 +64,33 @@ def draw(gallery: Gallery, log_px: np.ndarray, out: Path) -> None:
     """Write reconstructions, samples, traversals, latent_space, activity, histogram (.png), and
     extremes for images.
 
-    log_px: (N,), nats; it decides which images are the best and the worst.
+    log_px: (N,), nats; it decides which images are the best and the worst, and examples without a
+    finite one are left out. A picture that fails costs a warning and itself.
     """
-    means = posterior_means(gallery.model, gallery.x)
+    known = np.isfinite(log_px)
+    gallery, log_px = gallery.only(known), log_px[known]
+    means = spared("evaluate", "pictures", lambda: posterior_means(gallery.model, gallery.x))
+    if means is None:
+        return
+    pictures = _image_pictures if gallery.is_images else _table_pictures
+    makers = pictures(gallery, means, log_px) | {
+        "activity": lambda: panels.activity_figure(
+            means.var(0, correction=0).cpu().numpy(), ACTIVE_VARIANCE
+        ),
+        "latent_space": lambda: _latent_space(gallery, means.cpu().numpy(), log_px),
+    }
+    for name, make in makers.items():
+        spared("evaluate", f"{name}.png", partial(_write, make, out / f"{name}.png"))
+
+
+def _write(make: Callable[[], Figure], path: Path) -> None:
     with torch.inference_mode():
-        draw_model = _draw_images if gallery.is_images else _draw_tables
-        draw_model(gallery, means, log_px, out)
-    activity = panels.activity_figure(means.var(0, correction=0).cpu().numpy(), ACTIVE_VARIANCE)
-    save(activity, out / "activity.png")
-    save(_latent_space(gallery, means.cpu().numpy(), log_px), out / "latent_space.png")
+        figure = make()
+    try:
+        save(figure, path)
+    except Exception:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def to_images(x: Tensor, space: str, limits: tuple[float, float] | None = None) -> np.ndarray:
@@ -131,7 +158,9 @@ def _seeded(gallery: Gallery, sample: Callable[[], Tensor]) -> Tensor:
         return sample()
 
 
-def _draw_images(gallery: Gallery, means: Tensor, log_px: np.ndarray, out: Path) -> None:
+def _image_pictures(
+    gallery: Gallery, means: Tensor, log_px: np.ndarray
+) -> dict[str, Callable[[], Figure]]:
     model, space = gallery.model, gallery.model.config.space
     limits = None
     if space == "continuous":
@@ -141,54 +170,75 @@ def _draw_images(gallery: Gallery, means: Tensor, log_px: np.ndarray, out: Path)
     def images(x: Tensor) -> np.ndarray:
         return to_images(x, space, limits)
 
-    p_x = model.likelihood(means[:RECONSTRUCTED])
-    rows = [
-        ("test example", images(gallery.x[:RECONSTRUCTED])),
-        ("mean of p(x|z)", images(p_x.mean)),
-        ("draw from p(x|z)", images(_seeded(gallery, p_x.sample))),
-    ]
-    save(panels.image_rows(rows), out / "reconstructions.png")
+    def reconstructions() -> Figure:
+        p_x = model.likelihood(means[:RECONSTRUCTED])
+        return panels.image_rows(
+            [
+                ("test example", images(gallery.x[:RECONSTRUCTED])),
+                ("mean of p(x|z)", images(p_x.mean)),
+                ("draw from p(x|z)", images(_seeded(gallery, p_x.sample))),
+            ]
+        )
 
-    p_x = model.likelihood(_prior_samples(gallery, SAMPLED))
-    grids = [
-        ("mean of p(x|z), z ~ p(z)", images(p_x.mean)),
-        ("draw of x from p(x|z)", images(_seeded(gallery, p_x.sample))),
-    ]
-    save(panels.image_panels(grids), out / "samples.png")
+    def samples() -> Figure:
+        p_x = model.likelihood(_prior_samples(gallery, SAMPLED))
+        return panels.image_panels(
+            [
+                ("mean of p(x|z), z ~ p(z)", images(p_x.mean)),
+                ("draw of x from p(x|z)", images(_seeded(gallery, p_x.sample))),
+            ]
+        )
 
-    start = int(np.argsort(log_px)[len(log_px) // 2])
-    dimensions, _, moved = traversal(gallery, means, start)
-    rows = [
-        (f"z[{dimension}]", images(model.likelihood(z).mean))
-        for dimension, z in zip(dimensions, moved, strict=True)
-    ]
-    save(panels.image_rows(rows), out / "traversals.png")
+    def traversals() -> Figure:
+        start = int(np.argsort(log_px)[len(log_px) // 2])
+        dimensions, _, moved = traversal(gallery, means, start)
+        return panels.image_rows(
+            [
+                (f"z[{dimension}]", images(model.likelihood(z).mean))
+                for dimension, z in zip(dimensions, moved, strict=True)
+            ]
+        )
 
-    shown = images(gallery.x)
-    save(panels.histogram_with_extremes(log_px, shown), out / "histogram.png")
-    save(panels.extremes_figure(log_px, shown), out / "extremes.png")
+    return {
+        "reconstructions": reconstructions,
+        "samples": samples,
+        "traversals": traversals,
+        "histogram": lambda: panels.histogram_with_extremes(log_px, images(gallery.x)),
+        "extremes": lambda: panels.extremes_figure(log_px, images(gallery.x)),
+    }
 
 
-def _draw_tables(gallery: Gallery, means: Tensor, log_px: np.ndarray, out: Path) -> None:
+def _table_pictures(
+    gallery: Gallery, means: Tensor, log_px: np.ndarray
+) -> dict[str, Callable[[], Figure]]:
     model, names = gallery.model, gallery.names
     x = gallery.x[:TABLE_ROWS].flatten(1).double().cpu().numpy()
-    mean = model.likelihood(means[:TABLE_ROWS]).mean.flatten(1).double().cpu().numpy()
-    save(panels.table_reconstructions(x, mean, names), out / "reconstructions.png")
 
-    p_x = model.likelihood(_prior_samples(gallery, TABLE_ROWS))
-    samples = _seeded(gallery, p_x.sample).flatten(1).double().cpu().numpy()
-    save(panels.table_samples(x, samples, names), out / "samples.png")
+    def mean_at(z: Tensor) -> np.ndarray:
+        return model.likelihood(z).mean.flatten(1).double().cpu().numpy()
 
-    start = int(np.argsort(log_px)[len(log_px) // 2])
-    dimensions, steps, moved = traversal(gallery, means, start)
-    moved_means = np.stack(
-        [model.likelihood(z).mean.flatten(1).double().cpu().numpy() for z in moved]
-    )
-    scale = x.std(0)
-    standardised = (moved_means - x.mean(0)) / np.where(scale > 0, scale, 1.0)
-    figure = panels.table_traversals(steps, standardised, dimensions, names)
-    save(figure, out / "traversals.png")
-    save(panels.histogram_with_extremes(log_px, None), out / "histogram.png")
+    def samples() -> Figure:
+        p_x = model.likelihood(_prior_samples(gallery, TABLE_ROWS))
+        drawn = _seeded(gallery, p_x.sample).flatten(1).double().cpu().numpy()
+        return panels.table_samples(x, drawn, names)
+
+    def traversals() -> Figure:
+        start = int(np.argsort(log_px)[len(log_px) // 2])
+        dimensions, steps, moved = traversal(gallery, means, start)
+        scale = x.std(0)
+        standardised = (np.stack([mean_at(z) for z in moved]) - x.mean(0)) / np.where(
+            scale > 0, scale, 1.0
+        )
+        return panels.table_traversals(steps, standardised, dimensions, names)
+
+    return {
+        "reconstructions": lambda: panels.table_reconstructions(
+            x, mean_at(means[:TABLE_ROWS]), names
+        ),
+        "samples": samples,
+        "traversals": traversals,
+        "histogram": lambda: panels.histogram_with_extremes(log_px, None),
+    }
 
 
 def _latent_space(gallery: Gallery, means: np.ndarray, log_px: np.ndarray):

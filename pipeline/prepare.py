@@ -24,7 +24,14 @@ from pipeline.preview import EXAMPLES, draw_preview
 from pipeline.sections import DataParams
 from pipeline.sources import Examples, load_source
 from pipeline.sources.examples import some
-from pipeline.stage import UserError, run_stage, say, scratch_directory, whole_directory
+from pipeline.stage import (
+    UserError,
+    run_stage,
+    say,
+    scratch_directory,
+    spared,
+    whole_directory,
+)
 from pipeline.storage import S3, download
 
 SMALLEST_SPLIT = 2
@@ -69,7 +76,9 @@ def prepare(data: DataParams, out: Path) -> Meta:
         )
         many = EXAMPLES if examples.columns is None else BATCH_ROWS
         first = {name: blocks.part(name, slice(0, many)).x for name in SPLITS}
-        (fresh / "preview.png").write_bytes(draw_preview(first, examples.columns))
+        preview = spared("prepare", "preview.png", lambda: draw_preview(first, examples.columns))
+        if preview is not None:
+            (fresh / "preview.png").write_bytes(preview)
     for line in (*examples.notes, *_warnings(meta)):
         say(f"prepare    {line}")
     return meta

@@ -13,6 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from pipeline.figures import plain
+
 ROWS, COLUMNS = 4, 16  # of images, for each split
 EXAMPLES = ROWS * COLUMNS
 PAGE_WIDTH = 1600
@@ -54,7 +56,7 @@ def _histograms(x: np.ndarray, columns: Sequence[str]) -> Figure:
         axis.set_visible(index < shown)
         if index < shown:
             axis.hist(x[:, index], bins=30, color="#2f6f9f")
-            axis.set_title(columns[index], fontsize=9, parse_math=False)
+            axis.set_title(plain(columns[index]), fontsize=9)
             axis.tick_params(labelsize=7)
             axis.set_yticks([])
     return figure

@@ -18,6 +18,7 @@ EVIDENCE_KEYS = (
     "bits_per_dim",
     "num_samples",
     "num_examples",
+    "num_unscored",
     "khat_bad_fraction",
     "proposal",
     "target_se",

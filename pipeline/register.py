@@ -127,6 +127,7 @@ def _register(params: PlainParams, paths: Paths, store: Store, ensure: bool) -> 
             version=version.number,
             champion=champion,
             khat_bad_fraction=measured["khat_bad_fraction"],
+            num_unscored=measured["num_unscored"] or 0,
             comparison=comparison,
             not_comparable=why_not,
             promote=params.register.promote,

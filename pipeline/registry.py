@@ -308,7 +308,12 @@ def _signature(data_shape: tuple[int, ...], discrete: bool) -> Any:
     dtype = np.dtype("float32" if discrete else "float64")
     return ModelSignature(
         inputs=Schema([TensorSpec(dtype, (-1, *data_shape))]),
-        outputs=Schema([ColSpec(DataType.double, name) for name in names]),
+        outputs=Schema(
+            [
+                *(ColSpec(DataType.double, name) for name in names),
+                ColSpec(DataType.string, "reason", required=False),
+            ]
+        ),
         params=ParamSchema(
             [
                 ParamSpec("task", DataType.string, "score"),

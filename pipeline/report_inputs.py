@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pipeline.stage import UserError, read_json
@@ -56,10 +57,15 @@ def read_inputs(
         history=_read_table(train / "history.csv"),
         train_run=read_json(train / "run.json"),
         metrics=read_json(evaluate / "metrics.json"),
-        examples=_read_table(evaluate / "per_example.parquet"),
+        examples=_scored(_read_table(evaluate / "per_example.parquet")),
         pictures=pictures,
         register=read_json(register),
     )
+
+
+def _scored(examples: pd.DataFrame) -> pd.DataFrame:
+    """The test examples that have a log p(x)."""
+    return examples.loc[np.isfinite(examples["log_px"].to_numpy(dtype=float))]
 
 
 def _data_uri(path: Path) -> str:

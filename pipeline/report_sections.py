@@ -68,13 +68,17 @@ def verdict(inputs: Inputs) -> str:
     score = f"log p(x) = {text.nats(metrics['log_px'], metrics['log_px_se'])} nats"
     if metrics["bits_per_dim"] is not None:
         score += f" ({text.bits(metrics['bits_per_dim'], metrics['bits_per_dim_se'])} bits/dim)"
+    unscored = metrics.get("num_unscored")
+    lost = f" {unscored:,} more can't be scored." if unscored else ""
     base = metrics["baseline"]
+    if base["gain"] is None:
+        return f"{start}: {score} on {metrics['num_examples']:,} test examples.{lost}"
     direction = "better" if base["gain"] >= 0 else "worse"
-    compared = (
-        f"{text.number(abs(base['gain']), 1)} nats {direction} than {base['name']}"
-        f", {text.number(abs(base['gain_in_se']), 1)} standard errors of the paired difference"
-    )
-    return f"{start}: {score} on {metrics['num_examples']:,} test examples, {compared}."
+    compared = f"{text.number(abs(base['gain']), 1)} nats {direction} than {base['name']}"
+    if base["gain_in_se"] is not None:
+        errors = text.number(abs(base["gain_in_se"]), 1)
+        compared += f", {errors} standard errors of the paired difference"
+    return f"{start}: {score} on {metrics['num_examples']:,} test examples, {compared}.{lost}"
 
 
 def warning(inputs: Inputs) -> str:

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +28,7 @@ import pyarrow.parquet as pq
 from pipeline import cluster
 from pipeline.loading import PackedModel, champion_uri, fetch
 from pipeline.score_inputs import Input, open_input
-from pipeline.score_worker import PLAN_KEY, Reader, answer, read_part
+from pipeline.score_worker import PLAN_KEY, REASON, Reader, answer, read_part
 from pipeline.stage import UserError, run_stage, say, whole_file, write_json
 from pipeline.terminal import steps
 from vae.files import held
@@ -212,13 +213,24 @@ def _is_gapless(names: list[str]) -> bool:
 
 def tell(out: Path, count: int) -> None:
     """What the scores say, in one line."""
-    table = pd.read_parquet(out, columns=["log_px", "khat", "percentile"])
+    table = pd.read_parquet(out, columns=["id", "log_px", "khat", "percentile", REASON])
+    unscored = table[table[REASON].notna()]
+    if len(unscored):
+        first = unscored.iloc[0]
+        say(
+            f"score      {len(unscored):,} of {count:,} examples have no figures, by the column "
+            f"{REASON}; the first is {first['id']}: {first[REASON]}"
+        )
+    table = table.loc[table[REASON].isna()]
+    if table.empty:
+        return
     unusual = (table["percentile"] < 5).mean()
-    khat = table["khat"].dropna()
+    khat = table["khat"].to_numpy()
+    khat = khat[~np.isnan(khat)]
     trust = f", khat > 0.7 on {(khat > 0.7).mean():.1%}" if len(khat) else ""
     say(
-        f"score      {out}: {count:,} examples, mean log p(x) {table['log_px'].mean():.2f} nats, "
-        f"{unusual:.1%} below the 5th percentile of the validation data{trust}"
+        f"score      {out}: {len(table):,} examples, mean log p(x) {table['log_px'].mean():.2f} "
+        f"nats, {unusual:.1%} below the 5th percentile of the validation data{trust}"
     )
 
 

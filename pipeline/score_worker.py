@@ -49,7 +49,7 @@ def answer(
         return {"rows": [0], "fault": [fault]}
     ids, x = unpack(batch["chunk"][0])
     try:
-        table = as_table(loaded(model).predict(x, params=params))
+        table = answered(loaded(model), x, params)
     except Exception as error:
         words = getattr(error, "message", str(error))
         return {"rows": [0], "fault": [f"examples {ids[0]} … {ids[-1]}: {words}"]}
@@ -58,12 +58,48 @@ def answer(
     return {"rows": [len(table)], "fault": [""]}
 
 
+def answered(model: Any, x: np.ndarray, params: dict[str, Any]) -> pd.DataFrame:
+    """The model's answer for every example; one that it refuses has no figures, but the reason.
+
+    Halves of a refused chunk are asked alone, so that an example costs its neighbours nothing.
+    Raises what the model raises where it refuses them all.
+    """
+    try:
+        return as_table(model.predict(x, params=params))
+    except Exception as error:
+        if len(x) == 1:
+            raise
+        parts: list[pd.DataFrame | str] = []
+        for half in np.array_split(x, 2):
+            try:
+                parts.append(answered(model, half, params))
+            except Exception as fault:
+                parts.append(str(getattr(fault, "message", fault)))
+        known = [part for part in parts if isinstance(part, pd.DataFrame)]
+        if not known:
+            raise error
+        sizes = [len(half) for half in np.array_split(x, 2)]
+        return pd.concat(
+            [
+                _without_figures(known[0], size, part) if isinstance(part, str) else part
+                for part, size in zip(parts, sizes, strict=True)
+            ],
+            ignore_index=True,
+        )
+
+
+def _without_figures(like: pd.DataFrame, count: int, reason: str) -> pd.DataFrame:
+    table = pd.DataFrame(
+        np.nan, index=range(count), columns=[name for name in like.columns if name != REASON]
+    )
+    return table.assign(**{REASON: reason})
+
+
 def write_part(target: Path, table: pd.DataFrame, plan: str) -> None:
     """A chunk's answer as a file, whole or not at all, with the plan that it is of."""
-    rows = pa.Table.from_pandas(table, preserve_index=False)
-    if REASON in table:  # which has no type of its own where every example was scored
-        place = rows.schema.get_field_index(REASON)
-        rows = rows.set_column(place, REASON, rows.column(place).cast(pa.string()))
+    reasons = table[REASON].tolist() if REASON in table else [None] * len(table)
+    rows = pa.Table.from_pandas(table.drop(columns=REASON, errors="ignore"), preserve_index=False)
+    rows = rows.append_column(REASON, pa.array(reasons, pa.string()))
     fresh = target.with_name(f".tmp-{os.getpid()}-{target.name}")
     pq.write_table(rows.replace_schema_metadata({PLAN_KEY: plan.encode()}), fresh)
     fresh.replace(target)

@@ -3,14 +3,15 @@
 This file and the package `vae` travel with the weights; nothing else of the project is needed.
 One task for each call, by the parameter `task`:
 
-    score        x -> DataFrame: log_px, se, ess, khat, bits_per_dim, percentile
+    score        x -> DataFrame: log_px, se, ess, khat, bits_per_dim, percentile, reason
     encode       x -> {"mean": (B, L), "std": (B, L)} of q(z|x)
     decode       z -> (B, *data_shape), the mean of p(x|z)
     reconstruct  x -> (B, *data_shape), the mean of p(x|z) at the mean of q(z|x)
     sample       -> (num_samples, *data_shape), x ~ p(x|z), z ~ p(z)
 
 An example's score depends on the example, K and the seed alone, not on its neighbours in a batch:
-its noise is seeded by its content. Shapes: B examples, L latent values, K importance samples, D
+its noise is seeded by its content. One that can't be scored gets no figures, and the reason why;
+its neighbours get theirs. Shapes: B examples, L latent values, K importance samples, D
 data values. Nats, but for bits_per_dim.
 """
 
@@ -51,6 +52,9 @@ DEFAULT_IMAGES = 16
 BATCH_VALUES = 2**17  # data values scored at a time
 MOMENT_SAMPLES = 1000  # for the moments of a posterior that has none in closed form
 
+LARGEST = 1e100  # beyond, a square is no number
+TOO_FAR = "log p(x) is lower than its smallest number: it lies too far from the training data"
+
 _sampling = threading.Lock()  # torch's distributions draw from one global generator
 
 
@@ -66,6 +70,8 @@ class ScoredVAE(PythonModel):
         self.reference_percent = 100 * np.asarray(reference["probabilities"])
         self.num_samples = int(reference["num_samples"])
         self.proposal = str(reference.get("proposal", "encoder"))
+        self.target_se: float | None = reference.get("target_se")
+        self.precision = str(reference.get("precision", "fp32"))
         data = json.loads((folder / "data.json").read_text())
         self.columns: list[str] | None = data["columns"]
         self.filled: dict[str, float] = data.get("filled") or {}  # for missing values
@@ -89,10 +95,11 @@ class ScoredVAE(PythonModel):
         if task == "sample":
             return self._sample(chosen["num_samples"] or DEFAULT_IMAGES, seed)
         if task == "decode":
-            return self._decode(to_array(model_input))
+            return self._decode(_all_finite(to_array(model_input)))
         x = self._to_data(to_array(self._in_order(model_input)))
         if task == "score":
             return self._score(x, chosen["num_samples"] or self.num_samples, seed)
+        _all_finite(x.numpy())
         mean, std = self._moments(x, seed)
         if task == "encode":
             return {"mean": mean.numpy(), "std": std.numpy()}
@@ -104,6 +111,31 @@ class ScoredVAE(PythonModel):
                 f"{len(x):,} examples with {num_samples:,} samples each are more than a call takes "
                 f"({MOST_DRAWS:,} in all); send fewer examples at a time, or lower num_samples"
             )
+        reasons = self._faults(x)
+        whole = np.array([reason is None for reason in reasons])
+        names = ("log_px", "se", "ess", "khat")
+        table = pd.DataFrame(np.nan, index=range(len(x)), columns=list(names))
+        if whole.any():
+            table.loc[whole] = self._estimates(x[torch.from_numpy(whole)], num_samples, seed, names)
+        lost = whole & ~np.isfinite(table["log_px"].to_numpy())
+        table.loc[lost] = np.nan
+        # inf, where a tail is heavier than floats can hold, is no JSON; nor is it a number
+        table = table.mask(np.isinf(table), np.nan)
+        if self.model.config.space != "continuous":
+            table["bits_per_dim"] = -table["log_px"] / (x[0].numel() * math.log(2))
+        table["percentile"] = np.interp(
+            table["log_px"], self.reference_log_px, self.reference_percent
+        )
+        table["reason"] = pd.Series(
+            [TOO_FAR if far else reason for far, reason in zip(lost, reasons, strict=True)],
+            dtype=object,
+        )
+        return _json_safe(table)
+
+    def _estimates(
+        self, x: Tensor, num_samples: int, seed: int, names: tuple[str, ...]
+    ) -> np.ndarray:
+        """Figures of examples whose values are numbers, (B, names), float64."""
         rows = max(1, BATCH_VALUES // x[0].numel())
         parts = [
             importance_sampling(
@@ -112,19 +144,26 @@ class ScoredVAE(PythonModel):
                 num_samples,
                 generator=example_generators(part, seed),
                 proposal=self.proposal,
+                target_se=self.target_se,
+                precision=self.precision,
             )
             for part in x.split(rows)
         ]
-        names = ("log_px", "se", "ess", "khat")
-        table = pd.DataFrame(
-            {n: torch.cat([getattr(p, n) for p in parts]).double().numpy() for n in names}
-        )
-        if self.model.config.space != "continuous":
-            table["bits_per_dim"] = -table["log_px"] / (x[0].numel() * math.log(2))
-        table["percentile"] = np.interp(
-            table["log_px"], self.reference_log_px, self.reference_percent
-        )
-        return _json_safe(table)
+        columns = [torch.cat([getattr(part, name) for part in parts]).double() for name in names]
+        return torch.stack(columns, 1).numpy()
+
+    def _faults(self, x: Tensor) -> list[str | None]:
+        """Why an example can't be scored by its values alone, or None, for each."""
+        values = x.flatten(1).double().numpy()
+        bad = ~(np.abs(values) <= LARGEST)
+        faults: list[str | None] = [None] * len(values)
+        for row in np.flatnonzero(bad.any(1)):
+            place = int(bad[row].argmax())
+            name = self.columns[place] if self.columns else f"x[{place}]"
+            value = values[row, place]
+            words = "is missing" if np.isnan(value) else f"is {value:g}, beyond {LARGEST:g}"
+            faults[row] = f"{name} {words}"
+        return faults
 
     def _moments(self, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of q(z|x), (B, L) each."""
@@ -153,7 +192,7 @@ class ScoredVAE(PythonModel):
     def _mean_of(self, z: Tensor) -> np.ndarray:
         _check_size(len(z) * math.prod(self.model.config.data_shape), "asked for")
         with torch.inference_mode():
-            return self.model.likelihood(z).mean.numpy()
+            return _all_finite(self.model.likelihood(z).mean.numpy(), "the answer")
 
     def _sample(self, count: int, seed: int) -> np.ndarray:
         _check_size(count * math.prod(self.model.config.data_shape), "asked for")
@@ -161,7 +200,9 @@ class ScoredVAE(PythonModel):
         source = {"device": torch.device("cpu"), "generator": generator}
         with _sampling, torch.inference_mode():
             z = seeded_sample(self.model.prior(), (count,), **source)
-            return seeded_sample(self.model.likelihood(z), (), **source).numpy()
+            return _all_finite(
+                seeded_sample(self.model.likelihood(z), (), **source).numpy(), "the answer"
+            )
 
     def _in_order(self, values: Any) -> Any:
         """A DataFrame's columns by their names, where the model knows names; all else as it is."""
@@ -194,10 +235,15 @@ class ScoredVAE(PythonModel):
             raise refusal(f"expected x of shape {_batch_of(shape)} with B at least 1; found none")
         top = {"binary": 1, "grey8": 255}.get(config.space)
         if top is not None:
-            low, high = values.min(), values.max()
+            low, high = _all_finite(values).min(), values.max()
             if low < 0 or high > top or (values != np.round(values)).any():
                 words = "0 or 1" if top == 1 else "whole grey levels 0…255, not rescaled"
                 raise refusal(f"expected {words}; found values from {low:g} to {high:g}")
+            if top == 255 and high == 1:
+                raise refusal(
+                    "expected whole grey levels 0…255, not rescaled; found only 0 and 1: black and "
+                    "white are 0 and 255"
+                )
         return torch.from_numpy(values.reshape(-1, *shape)).to(self.model.data_loc.dtype)
 
 
@@ -222,7 +268,10 @@ def checked_parameters(params: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def to_array(values: Any) -> np.ndarray:
-    """Input as float64; raises for what is no number, not finite, ragged or too much."""
+    """Input as float64; raises for what is no number, ragged or too much.
+
+    A missing value (None, null) is NaN.
+    """
     try:
         given = np.asarray(values)
         if given.dtype == object:  # a frame of mixed numeric types, or None, text, ragged rows
@@ -230,14 +279,25 @@ def to_array(values: Any) -> np.ndarray:
             given = given.astype(np.str_ if texts else np.float64)
         if given.dtype.kind not in "biuf":
             raise TypeError
+        if given.dtype.kind == "b":
+            raise refusal("expected numbers; found true and false")
         _check_size(given.size, "found")
         array = np.array(given, dtype=np.float64)  # a copy: torch wants one it may write to
     except (TypeError, ValueError):
         raise refusal("expected numbers in rows of equal length; found something else") from None
-    bad = ~np.isfinite(array)
-    if bad.any():
-        raise refusal(f"expected finite numbers; {bad.sum()} of {bad.size} are NaN or infinite")
     return array
+
+
+def _all_finite(values: np.ndarray, what: str = "found") -> np.ndarray:
+    """The values; raises where JSON has no word for one."""
+    bad = ~np.isfinite(values)
+    if bad.any():
+        row = int(bad.reshape(len(values), -1).any(1).argmax()) if values.ndim > 1 else 0
+        words = "expected finite numbers" if what == "found" else f"{what} is not finite"
+        raise refusal(
+            f"{words}; {bad.sum()} of {bad.size} are NaN or infinite, the first in example {row}"
+        )
+    return values
 
 
 def _check_size(values: int, found: str) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "run_stage",
     "say",
     "scratch_directory",
+    "spared",
     "whole_directory",
     "whole_file",
     "write_json",
@@ -126,6 +127,19 @@ def whole_file(path: Path) -> Iterator[Path]:
     with scratch_directory(path.parent, path.name) as folder:
         yield folder / path.name
         (folder / path.name).replace(path)
+
+
+def spared(stage: str, what: str, make: Callable[[], Any]) -> Any:
+    """What `make` gives; where it fails, None and a warning: what is done so far is not lost to it.
+
+    For what comes after long work, and is less than it: a picture, a baseline.
+    """
+    try:
+        return make()
+    except Exception as error:  # whatever a library stumbles over
+        words = (str(error).strip().splitlines() or [""])[-1][:200]
+        say(f"{stage:<10} warning: no {what} ({type(error).__name__}: {words})")
+        return None
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -25,7 +25,15 @@ from pipeline.params import Params, load_params
 from pipeline.plots import sweep_plot
 from pipeline.prepared import Meta, load_meta
 from pipeline.search import is_pinned
-from pipeline.stage import UserError, read_json, run_stage, say, whole_directory, write_json
+from pipeline.stage import (
+    UserError,
+    read_json,
+    run_stage,
+    say,
+    spared,
+    whole_directory,
+    write_json,
+)
 from pipeline.trials import num_trials, run_trials
 from pipeline.worker import TrainingJob, load_arrays
 from vae.model import VAEConfig
@@ -72,7 +80,7 @@ def sweep(params: Params, prepared: Path, out: Path) -> None:
         table = pd.DataFrame(points)
         table.to_csv(fresh / "points.csv", index=False)
         write_json(fresh / "best.json", ranking.best_config(job, point, best, meta))
-        sweep_plot(table, fresh / "sweep.png")
+        spared("sweep", "sweep.png", lambda: sweep_plot(table, fresh / "sweep.png"))
         write_json(fresh / "run.json", facts | {"finished": time.time()})
     tracking.mirror_sweep(params, out)
 

@@ -138,8 +138,11 @@ def _curvature(model: VAE, x: Tensor, z: Tensor, step: Tensor) -> Tensor:
 
 
 def _inverse_root(hessian: Tensor) -> Tensor:
-    """A with A Aᵀ = H⁻¹; directions without curvature get that of a wide Gaussian."""
-    values, vectors = torch.linalg.eigh(hessian.double())
+    """A with A Aᵀ = H⁻¹; directions without curvature get that of a wide Gaussian.
+
+    An example so far out that its curvature is no number gets 1: it must not end its neighbours'.
+    """
+    values, vectors = torch.linalg.eigh(_finite_or_one(hessian.double()))
     # An eigenvector's sign is the library's choice, and by it each axis would get other noise.
     largest = vectors.gather(-2, vectors.abs().argmax(-2, keepdim=True))
     vectors = vectors * largest.sign()
@@ -149,7 +152,13 @@ def _inverse_root(hessian: Tensor) -> Tensor:
 def _cholesky(axes: Tensor) -> Tensor:
     """The lower triangular S with S Sᵀ = A Aᵀ."""
     wide = axes.double()
-    return torch.linalg.cholesky(wide @ wide.mT).to(axes)
+    return torch.linalg.cholesky(_finite_or_one(wide @ wide.mT)).to(axes)
+
+
+def _finite_or_one(matrices: Tensor) -> Tensor:
+    """(B, L, L), the unit matrix in place of those that hold what is no number."""
+    finite = matrices.isfinite().all(-1).all(-1)
+    return torch.where(finite[:, None, None], matrices, torch.eye(matrices.shape[-1]).to(matrices))
 
 
 def _apply(axes: Tensor, vectors: Tensor) -> Tensor:

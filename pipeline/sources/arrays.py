@@ -27,7 +27,7 @@ from pipeline.sources.examples import (
     label_texts,
     slug,
 )
-from pipeline.sources.splits import SPLIT_ORDER, split_files, split_of
+from pipeline.sources.splits import SPLIT_ORDER, file_name, split_files, split_of
 from pipeline.stage import UserError
 
 VALUES = ("x", "images", "image", "data", "arr_0")
@@ -54,7 +54,7 @@ def load(data: DataParams, scratch: Path) -> Examples:
             label=data.label,
             group=data.group,
             split=split,
-            prefix="-".join(filter(None, (path.stem if several else None, split))),
+            prefix="-".join(filter(None, (file_name(path, root) if several else None, split))),
         )
         for split, path, part in parts
     ]

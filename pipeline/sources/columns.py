@@ -8,6 +8,7 @@ field is missing. Shapes: N rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import numpy as np
@@ -106,13 +107,13 @@ def role_kind(column: pa.Array, found: np.ndarray) -> str:
 
 def alike(values: Sequence[str]) -> tuple[str, str] | None:
     """Two different texts that are one number, such as "7" and "007", or None."""
-    seen: dict[float, str] = {}
+    seen: dict[Decimal, str] = {}
     for text in values:
         try:
-            number = float(text)
-        except ValueError:
+            number = Decimal(text)
+        except InvalidOperation:
             continue
-        if number == number and seen.setdefault(number, text) != text:
+        if number.is_finite() and seen.setdefault(number, text) != text:
             return seen[number], text
     return None
 

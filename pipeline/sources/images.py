@@ -45,6 +45,8 @@ def read_header(source: Path | bytes) -> Header:
 
 def _turned(image: Image.Image) -> bool:
     """Whether EXIF says that height and width are to be exchanged."""
+    if image.format == "TIFF":
+        return False  # its size is told as it is once turned
     if image.format == "PNG" and "exif" not in image.info:
         return False  # pillow would decode all of it to look for one at its end
     try:
@@ -100,6 +102,9 @@ def _over_white(image: Image.Image) -> Image.Image:
 def _opened(source: Path | bytes) -> Image.Image:
     """The picture with its header read and checked, its pixels not yet."""
     try:
+        # Pillow 13 maps an uncompressed TIFF into memory and scrambles one that is turned.
+        if isinstance(source, Path) and source.suffix.lower() in (".tif", ".tiff"):
+            source = source.read_bytes()
         file = io.BytesIO(source) if isinstance(source, bytes) else source
         image = Image.open(file, formats=FORMATS)
     except Exception as error:

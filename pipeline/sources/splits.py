@@ -99,6 +99,11 @@ def split_files(root: Path, suffixes: tuple[str, ...], what: str) -> list[tuple[
     return [(found[path], path) for path in files]
 
 
+def file_name(path: Path, root: Path) -> str:
+    """What a file is called in the ids of its rows: its place below `root`, without suffix."""
+    return "-".join(path.relative_to(root).with_suffix("").parts)
+
+
 def _is_data(path: Path, suffixes: Sequence[str]) -> bool:
     hidden = path.name.startswith(".")
     return path.suffix.lower() in suffixes and not hidden and path.is_file()

@@ -34,7 +34,7 @@ from pipeline.sources.examples import (
     slug,
     some,
 )
-from pipeline.sources.splits import split_files
+from pipeline.sources.splits import file_name, split_files
 from pipeline.sources.table_files import (
     BATCH_ROWS,
     SUFFIXES,
@@ -120,7 +120,7 @@ def load(data: DataParams, scratch: Path) -> Examples:
     if ids is None:
         several = len(files) > 1
         numbered = [
-            number_rows(count, file.path.stem if several else "")
+            number_rows(count, file_name(file.path, root) if several else "")
             for count, file in zip(counts, files, strict=True)
         ]
         ids = np.concatenate(numbered)

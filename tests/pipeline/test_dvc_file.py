@@ -40,6 +40,7 @@ TRAINING |= {"vae/cuda_graphs.py", "vae/resampling.py", "vae/shared_memory.py"}
 MODEL = {f"vae/{name}.py" for name in ("distributions", "likelihoods", "model", "networks")}
 MODEL |= {f"vae/{name}.py" for name in ("numerics", "posteriors", "priors")}
 UNUSED = {
+    "prepare": DRAWING,
     "selfcheck": {"vae/annealing.py"},
     "sweep": DRAWING | {"vae/annealing.py", "vae/factor_analysis.py", "vae/checkpoint.py"},
     "train": DRAWING | ESTIMATING | {"pipeline/axes.py"},

@@ -152,7 +152,7 @@ def test_the_signature_tells_shape_and_parameters(served: Any) -> None:
     signature = served.metadata.signature
     assert signature.inputs.inputs[0].shape == (-1, *builders.SHAPE)
     assert [spec.name for spec in signature.params.params] == ["task", "num_samples", "seed"]
-    names = ["log_px", "se", "ess", "khat", "bits_per_dim", "percentile"]
+    names = ["log_px", "se", "ess", "khat", "bits_per_dim", "percentile", "reason"]
     assert signature.outputs.input_names() == names
     example = served.input_example
     assert served.predict(example).columns.tolist() == names
@@ -308,7 +308,7 @@ def test_a_table_is_scored_by_frame_and_array_without_bits(tmp_path: Path) -> No
     model = direct(tmp_path / "m")
     table = pd.DataFrame(np.random.default_rng(0).normal(size=(5, 3)), columns=["a", "b", "c"])
     scores = model.predict(None, table)
-    assert scores.columns.tolist() == ["log_px", "se", "ess", "khat", "percentile"]
+    assert scores.columns.tolist() == ["log_px", "se", "ess", "khat", "percentile", "reason"]
     assert_same_scores(scores, model.predict(None, table.to_numpy()))
     expected = 100 * np.clip((scores["log_px"] + 9) / 4, 0, 1)
     np.testing.assert_allclose(scores["percentile"], expected)

@@ -144,7 +144,7 @@ WRONG: list[tuple[Callable[[Path], Path], str]] = [
     (text("a,a,b\n1,2,3\n"), r"columns of the same name: 'a'"),
     (text("a;b\n1;2\n"), r"has one column, 'a;b'; expected commas"),
     (text("a,b\n1,2\n1,2,3\n"), r"no CSV table, or a damaged one: .*#3: Expected 2 columns, got 3"),
-    (text("a,b\n1,2,3\n4,5,6\n"), r"no CSV table, or a damaged one: .*#2: Expectedumns, got 3"),
+    (text("a,b\n1,2,3\n4,5,6\n"), r"no CSV table, or a damaged one: .*#2: Expected 2"),
     (text('a,b\n1,"2\n3,4\n'), r"no CSV table, or a damaged one: its last quotation mark has"),
     (text("not,parquet\n1,2\n", "a.parquet"), r"a\.parquet is no Parquet table, or a damaged one"),
     (cut, r"a\.parquet is no Parquet table, or a damaged one"),
