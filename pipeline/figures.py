@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +91,20 @@ def save(figure: Figure, path: Path) -> None:
     """Write the figure to `path`; the suffix chooses the format (png or svg)."""
     if Path(path).suffix == ".svg":
         Path(path).write_text(to_svg(figure, Path(path).stem))
-    else:
+        return
+    with _any_script():
         FigureCanvasAgg(figure).print_figure(path, dpi=PNG_DPI, metadata={"Software": None})
+
+
+@contextmanager
+def _any_script() -> Iterator[None]:
+    """Draw names in a script that no installed font has as boxes, and no warning for each letter.
+
+    A page draws them right: its words are text, in the fonts of the browser.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
 
 
 def to_svg(figure: Figure, name: str) -> str:
@@ -104,7 +118,8 @@ def to_svg(figure: Figure, name: str) -> str:
     with matplotlib.rc_context(style):
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        FigureCanvasSVG(figure).print_figure(buffer, format="svg", metadata=nothing)
+        with _any_script():
+            FigureCanvasSVG(figure).print_figure(buffer, format="svg", metadata=nothing)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

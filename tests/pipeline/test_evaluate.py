@@ -360,3 +360,50 @@ def test_summary_of_known_figures():
     assert found["baseline"]["gain"] == 9  # of 10, 8, 12 and 6
     assert found["baseline"]["gain_se"] == pytest.approx(math.sqrt(20 / 3 / 4))
     assert "baselines" not in found
+
+
+def broken(*arguments, **options):
+    raise MemoryError("no room for it")
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "lost"),
+    [
+        ("pipeline.evaluate", "fit_baselines", "baseline"),
+        ("pipeline.panels", "activity_figure", "activity.png"),
+        ("pipeline.panels", "table_samples", "samples.png"),
+        ("pipeline.plots", "ladder_figure", "ladder.png"),
+        ("pipeline.shifted", "compare", "shifted data"),
+    ],
+)
+def test_what_fails_beside_the_figures_costs_itself_only(
+    module, name, lost, tmp_path, monkeypatch, capsys
+):
+    x = np.random.default_rng(0).normal(size=(340, 3))
+    fa = FactorAnalysis.fit(torch.from_numpy(x), 1)
+    whole = run(tmp_path, fa.as_vae(), x, 50)
+    capsys.readouterr()
+    monkeypatch.setattr(f"{module}.{name}", broken)
+    found = again(tmp_path, 50)
+    assert f"warning: no {lost} (MemoryError: no room for it)" in capsys.readouterr().out
+    same = {key for key in whole if key not in ("baseline", "shifted")}
+    assert {key: found[key] for key in same} == {key: whole[key] for key in same}
+    if name == "fit_baselines":
+        assert found["baseline"]["gain"] is None
+    pictures_there = {path.name for path in (tmp_path / "evaluate").glob("*.png")}
+    assert (lost in pictures_there) is False
+    assert len(pictures_there) >= 7
+
+
+def test_an_example_that_can_not_be_scored_is_counted_and_in_no_mean(tmp_path, capsys):
+    x = np.random.default_rng(0).normal(size=(340, 3))
+    fa = FactorAnalysis.fit(torch.from_numpy(x), 1)
+    model = fa.as_vae().float()
+    x[-1] = 1e90
+    found = run(tmp_path, model, x, 50)
+    assert (found["num_examples"], found["num_unscored"]) == (59, 1)
+    table = pd.read_parquet(tmp_path / "evaluate" / "per_example.parquet")
+    assert table["reason"].notna().tolist() == [False] * 59 + [True]
+    assert found["log_px"] == pytest.approx(table["log_px"][:59].mean(), rel=1e-9)
+    assert "1 test examples have no log p(x), and are in no mean" in capsys.readouterr().out
+    json.loads((tmp_path / "evaluate" / "metrics.json").read_text(), parse_constant=pytest.fail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -76,3 +77,17 @@ def test_decisions(changes: dict[str, Any], alias: str, verdict: str, reason: st
 def test_two_standard_errors_exactly_are_not_enough() -> None:
     assert not Comparison(gain=2.0, gain_se=1.0, num_examples=9).significant
     assert Comparison(gain=2.001, gain_se=1.0, num_examples=9).significant
+
+
+def test_an_example_that_only_the_champion_scores_shuts_the_gate() -> None:
+    champion = {str(i): -10.0 + 0.01 * i for i in range(10)}
+    challenger = {key: value + 5 for key, value in champion.items()} | {"3": -math.inf}
+    found = paired_gain(challenger, champion | {"4": math.nan})
+    assert (found.num_examples, found.num_lost) == (8, 1)
+    assert found.gain == pytest.approx(5)
+    decision = decide(
+        Situation(version=2, champion=1, khat_bad_fraction=0.0, comparison=found, num_unscored=1)
+    )
+    assert decision.alias == "challenger"
+    assert "1 test examples have no log p(x), and are in no mean" in decision.reasons
+    assert any("gives no log p(x) to 1 test examples" in reason for reason in decision.reasons)

@@ -210,7 +210,8 @@ def test_picture_files_of_any_kind(
             image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
         exif = Image.Exif()
         exif[0x0112] = orientation
-        image.save(tmp_path / f"{index}.{suffix}", **({"exif": exif} if suffix != "bmp" else {}))
+        options: dict[str, Any] = {"exif": exif} if suffix != "bmp" else {}
+        image.save(tmp_path / f"{index}.{suffix}", **options)
     try:
         prepared: Any = load("folder", tmp_path).x.astype(float)
     except UserError as error:

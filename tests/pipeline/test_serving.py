@@ -509,3 +509,54 @@ def test_a_body_beyond_the_bound_gets_a_400_and_the_server_lives_on(
         statuses = list(pool.map(lambda n: ask(address, b"1" * n * MOST_BYTES)[0], [3, 4, 5, 6]))
     assert statuses == [400] * 4
     assert ask(address, body)[0] == 200
+
+
+REAL = ["gaussian", "gaussian_shared", "gaussian_unit", "student_t", "laplace"]
+
+
+@pytest.mark.parametrize("likelihood", REAL)
+@pytest.mark.parametrize("proposal", ["encoder", "laplace", "refined"])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_an_outlier_costs_its_neighbours_nothing(
+    tmp_path: Path, likelihood: str, proposal: str, activation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets figures or a reason; the answer is JSON; the others' figures are their own."""
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
+    model = direct(tmp_path / "m", likelihood=likelihood, activation=activation, hidden=(4,))
+    model.proposal = proposal
+    x = np.random.default_rng(0).normal(size=(9, 3))
+    alone = model.predict(None, x, {"num_samples": 50})
+    for row, value in enumerate([1e5, 1e9, 1e20, -1e99, 1e101, 1e300, np.inf, np.nan]):
+        x[row, 1] = value
+    found = model.predict(None, x, {"num_samples": 50})
+    json.dumps(found.to_dict("records"), allow_nan=False)
+    assert found.loc[8].to_dict() == alone.loc[8].to_dict()
+    for row in found.to_dict("records"):
+        assert (row["log_px"] is None) == (row["reason"] is not None)
+    assert found["reason"][4:8].tolist() == [
+        "x[1] is 1e+101, beyond 1e+100", "x[1] is 1e+300, beyond 1e+100",
+        "x[1] is inf, beyond 1e+100", "x[1] is missing",
+    ]  # fmt: skip
+
+
+def test_what_has_no_word_in_json_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    model = direct(tmp_path / "m")
+    x = np.zeros((3, 3))
+    x[1, 0] = np.nan
+    for task in ("encode", "reconstruct"):
+        with pytest.raises(MlflowException, match=r"1 of 9 are NaN or infinite, the first in exam"):
+            model.predict(None, x, {"task": task})
+    with pytest.raises(MlflowException, match="the first in example 0"):
+        model.predict(None, np.array([[np.inf, 0.0]]), {"task": "decode"})
+
+
+def test_true_and_false_and_pictures_of_0_and_1_are_refused(tmp_path: Path) -> None:
+    """`prepare` refuses them in tables, and takes true for grey level 255."""
+    with pytest.raises(MlflowException, match="expected numbers; found true and false"):
+        direct(tmp_path / "t").predict(None, np.array([[True, False, True]]))
+    grey = direct(
+        tmp_path / "g", data_shape=(1, 2, 2), space="grey8", likelihood="discretized_logistic"
+    )
+    with pytest.raises(MlflowException, match="found only 0 and 1: black and white are 0 and 255"):
+        grey.predict(None, np.array([[0.0, 1.0, 1.0, 0.0]]))
+    assert len(grey.predict(None, np.array([[0, 1, 255, 0], [0, 1, 0, 0]]))) == 2

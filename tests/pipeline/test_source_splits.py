@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -119,7 +120,8 @@ def test_a_table_beside_splits_is_refused(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_arrays_in_any_spelling(tmp_path: Path, train: str, test: str) -> None:
     x = np.random.default_rng(0).integers(0, 256, (6, 4, 4), dtype=np.uint8)
-    np.savez(tmp_path / "a.npz", **{train: x[:4], test: x[4:]})
+    arrays: dict[str, Any] = {train: x[:4], test: x[4:]}
+    np.savez(tmp_path / "a.npz", **arrays)
     found = load("npz", tmp_path / "a.npz")
     assert found.split is not None
     assert found.split.tolist() == ["train"] * 4 + ["test"] * 2
