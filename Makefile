@@ -21,7 +21,6 @@ endif
 
 PYTHON ?= >=3.11,<3.14
 INSTALLED := .venv/.installed
-CHECKED := .venv/.params-checked
 
 help:
 	@echo "make run        data → sweep → train → evaluate → register → report; does only what changed;"
@@ -42,16 +41,12 @@ help:
 	@echo "make lock       pin the newest versions that pyproject.toml allows"
 
 run: export TIGHTBOUND_ENSURE_FOLLOWS := 1
-run: $(INSTALLED) $(CHECKED)
-	@python -m pipeline.ready
+run: $(INSTALLED)
+	@python -m pipeline.params
+	@python -m pipeline.launch.preflight
 	@dvc repro $(if $(V),,--quiet)
 	@python -m pipeline.register --ensure
 	@$(if $(Q),true,echo "report     reports/report.html")
-
-# A wrong params.yaml is told before anything starts.
-$(CHECKED): params.yaml $(addprefix pipeline/,params.py sections.py fields.py yaml_file.py) $(INSTALLED)
-	@python -m pipeline.params
-	@touch $@
 
 test: $(INSTALLED)
 	@pytest -q -m "not slow"
@@ -63,15 +58,15 @@ test-all: test test-slow
 
 # All bad input and every fault many times over, rather than the share that CI takes: hours.
 soak: $(INSTALLED)
-	@TIGHTBOUND_SOAK=1 pytest -q --timeout 0 tests/pipeline/test_bad_data.py \
+	@TIGHTBOUND_SOAK=1 pytest -q --timeout 0 tests/pipeline/prepare/test_bad_data.py \
 	  tests/pipeline/test_bad_input_commands.py tests/pipeline/test_disk.py \
-	  tests/pipeline/test_train_faults.py tests/end_to_end/test_faults.py \
+	  tests/pipeline/train/test_train_faults.py tests/end_to_end/test_faults.py \
 	  tests/end_to_end/test_two_nodes.py tests/end_to_end/test_kills.py \
 	  tests/end_to_end/test_tracking_faults.py --junitxml=bench/soak.xml $(SOAK)
 
 # CHANGES: more params on top of the overlay, such as CHANGES="training.epochs=10".
-experiment: $(INSTALLED) $(CHECKED)
-	@python -m pipeline.experiment "$(or $(NAME),$(error which one? make experiment NAME=iwae-table1-vae-k1; all: experiments/))" \
+experiment: $(INSTALLED)
+	@python -m pipeline.launch.experiment "$(or $(NAME),$(error which one? make experiment NAME=iwae-table1-vae-k1; all: experiments/))" \
 	  $(if $(MNIST),data.root="$(abspath $(MNIST))") $(CHANGES)
 
 # The peers have an environment of their own. MNIST: a root of torchvision.datasets.MNIST.
@@ -106,14 +101,14 @@ sync: $(INSTALLED)
 	@python -m pipeline.tracking --sync
 
 submit: $(INSTALLED) $(CHECKED)
-	@python -m pipeline.submit $(if $(ADDRESS),--address "$(ADDRESS)") \
+	@python -m pipeline.launch.submit $(if $(ADDRESS),--address "$(ADDRESS)") \
 	  $(if $(JOB),--job "$(JOB)") $(if $(CANCEL),--cancel "$(CANCEL)")
 
 promote: $(INSTALLED)
-	@python -m pipeline.registry --promote "$(or $(VERSION),$(error which one? make promote VERSION=3))"
+	@python -m pipeline.register.registry --promote "$(or $(VERSION),$(error which one? make promote VERSION=3))"
 
 rollback: $(INSTALLED)
-	@python -m pipeline.registry --rollback
+	@python -m pipeline.register.registry --rollback
 
 serve: $(INSTALLED)
 	@test -f reports/register.json || { echo "no model yet; make run makes it" >&2; exit 1; }

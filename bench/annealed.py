@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torchvision.datasets import MNIST
 
-from vae.checkpoint import load
 from vae.evidence import annealed_importance_sampling, importance_sampling
+from vae.models import load
 
 IMAGES, SAMPLES, CHAINS, TEMPERATURES = 100, 5000, 8, 100
 

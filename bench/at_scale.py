@@ -24,10 +24,10 @@ import torch
 from pipeline.evaluate import score_split
 from pipeline.params import load_params
 from pipeline.prepare import prepare
-from pipeline.prepared import load_split, read_shard, shard_paths
-from pipeline.worker import build_model
+from pipeline.stage import load_split, read_shard, shard_paths
+from pipeline.train import build_model
 from vae.data import Dataset, statistics_of
-from vae.model import VAE, VAEConfig
+from vae.models import VAE, VAEConfig
 from vae.objectives import Objective
 from vae.training import Trainer, TrainingConfig, TrainingState
 

@@ -25,9 +25,9 @@ from torchvision.datasets import MNIST
 from bench.network import TABLE_1, arrays_of
 from bench.ours import project
 from bench.turns import Contender, Peer, Stage, take_turns
-from pipeline.worker import build_model
-from vae import save
+from pipeline.train import build_model
 from vae.data import Dataset
+from vae.models import save
 from vae.training import TrainingConfig, fit
 
 HERE = Path(__file__).parent

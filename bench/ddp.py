@@ -22,11 +22,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pipeline.worker import build_model
-from vae import shared_memory
+from pipeline.train import build_model
 from vae.data import Dataset
-from vae.model import VAEConfig
+from vae.models import VAEConfig
 from vae.objectives import Objective
+from vae.system import shared_memory
 from vae.training import Trainer, TrainingConfig, TrainingState
 
 VALID = 5000

@@ -25,10 +25,10 @@ from torchvision.datasets import MNIST
 from bench.network import TABLE_1, arrays_of
 from bench.ours import project, train_stage
 from bench.peers import EVIDENCE, TRAIN, Epochs
-from pipeline.worker import build_model
-from vae import VAE
+from pipeline.train import build_model
 from vae.data import Dataset
 from vae.evidence import importance_sampling
+from vae.models import VAE
 from vae.objectives import Objective
 from vae.training import Trainer, TrainingConfig, TrainingState
 

@@ -24,9 +24,9 @@ import torch
 
 from bench.stream_memory import peak_memory_mb
 from tests.end_to_end.conftest import Project, finish
-from vae import VAE, VAEConfig
 from vae.data import Dataset
 from vae.evidence import importance_sampling
+from vae.models import VAE, VAEConfig
 from vae.training import TrainingConfig, fit
 
 HERE = Path(__file__).parent

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from vae import VAE, VAEConfig
+from vae.models import VAE, VAEConfig
 
 TABLE_1 = VAEConfig(
     data_shape=(1, 28, 28),

@@ -18,7 +18,7 @@ import torch
 from torchvision.datasets import MNIST
 
 from bench.network import TABLE_1
-from pipeline.worker import build_model
+from pipeline.train import build_model
 from vae.data import Dataset
 from vae.evidence import importance_sampling
 from vae.training import TrainingConfig, fit

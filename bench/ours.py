@@ -27,8 +27,8 @@ import pandas as pd
 import torch
 import yaml
 
-from vae import load
 from vae.evidence import importance_sampling
+from vae.models import load
 
 REPOSITORY = Path(__file__).parents[1]
 

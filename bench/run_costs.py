@@ -24,12 +24,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from pipeline.baseline import Baseline, fit_baselines
-from pipeline.prepared import SPLITS, load_meta, load_split
+from pipeline.evaluate import Baseline, fit_baselines
 from pipeline.selfcheck import selfcheck
+from pipeline.stage import SPLITS, load_meta, load_split
 from pipeline.tracking import ENSURE_FOLLOWS_VARIABLE
 from tests.end_to_end.conftest import REPOSITORY, Project, finish
-from vae import load
+from vae.models import load
 
 HERE = Path(__file__).parent
 NOTHING = {
@@ -55,7 +55,7 @@ def seconds_of_run(project: Project) -> dict[str, float]:
     """Wall-clock seconds of each stage of a first `make run`."""
     began = {BEFORE: time.monotonic()}
     project.run(sys.executable, "-m", "pipeline.params")
-    project.run(sys.executable, "-m", "pipeline.ready")
+    project.run(sys.executable, "-m", "pipeline.launch.preflight")
     began["dvc"] = time.monotonic()
     process = project.start("dvc", "repro")
     assert process.stdout is not None

@@ -21,10 +21,10 @@ import torch
 from torchvision.datasets import MNIST
 
 from bench.network import TABLE_1
-from pipeline.worker import build_model
-from vae import VAE
+from pipeline.train import build_model
 from vae.data import Dataset
 from vae.evidence import Evidence, annealed_importance_sampling, importance_sampling
+from vae.models import VAE
 from vae.training import TrainingConfig, fit
 
 HERE = Path(__file__).parent

@@ -12,8 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from vae import FactorAnalysis
-from vae.evidence import importance_sampling, prior_monte_carlo
+from vae.evidence import FactorAnalysis, importance_sampling, prior_monte_carlo
 from vae.objectives import Objective, TrainingModule
 
 HERE = Path(__file__).parent

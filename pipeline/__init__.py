@@ -1,10 +1,10 @@
 import sys
 
 if sys.argv[:1] == ["-m"]:  # `python -m pipeline.…` is on its way, before its slow imports
-    from pipeline import interpreter
+    from pipeline.stage import interpreter
 
     interpreter.use_the_projects_own()
-    from pipeline import interrupt
+    from pipeline.stage import interrupt
 
     interrupt.leave_at_once()
     interrupt.leave_with_dvc()

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pipeline.params import load_params
 from pipeline.stage import UserError, run_stage, say, write_json
-from vae import FactorAnalysis
-from vae.evidence import KHAT_LIMIT, Evidence, importance_sampling
+from vae.evidence import Evidence, FactorAnalysis, importance_sampling
+from vae.trust import KHAT_LIMIT
 
 LATENT_DIMS = (2, 8, 32)
 NUM_EXAMPLES = 16

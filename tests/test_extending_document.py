@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vae.likelihoods import LIKELIHOODS
+from vae.models import LIKELIHOODS
 
 ROOT = Path(__file__).parents[1]
 

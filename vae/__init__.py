@@ -1,26 +1,12 @@
 """Variational autoencoders whose log-likelihoods can be trusted."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vae.system.lazy import lazy_face
 
 if TYPE_CHECKING:
-    from vae.checkpoint import load, save
-    from vae.factor_analysis import FactorAnalysis
-    from vae.model import VAE, VAEConfig
+    from vae.evidence.factor_analysis import FactorAnalysis as FactorAnalysis
+    from vae.models.saved_model import load as load, save as save
+    from vae.models.vae import VAE as VAE, VAEConfig as VAEConfig
 
-__all__ = ["VAE", "FactorAnalysis", "VAEConfig", "load", "save"]
-
-_HOME = {
-    "VAE": "vae.model",
-    "VAEConfig": "vae.model",
-    "FactorAnalysis": "vae.factor_analysis",
-    "load": "vae.checkpoint",
-    "save": "vae.checkpoint",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """A public name, imported when it is first asked for: torch takes two seconds."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'vae' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+__getattr__, __dir__ = lazy_face(__file__)

@@ -16,11 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vae import posteriors
-from vae.evidence import importance_sampling
-from vae.importance_weights import Evidence, draw_with_log_prob
-from vae.model import VAE
-from vae.noise import standard_normal
+from vae.evidence import Evidence, draw_with_log_prob, importance_sampling, standard_normal
+from vae.models import VAE, kl
 
 ACTIVE_VARIANCE = 0.01
 """A unit u is active when Var_x E_q[u] exceeds this (Burda et al. 2016, arXiv:1509.00519)."""
@@ -53,7 +50,7 @@ def kl_per_dimension(model: VAE, x: Tensor) -> Tensor | None:
         prior = model.prior()
         total, count = None, 0
         for q in _posteriors(model, x):
-            terms = posteriors.kl_per_dimension(q, prior)  # pyright: ignore[reportArgumentType]
+            terms = kl.kl_per_dimension(q, prior)  # pyright: ignore[reportArgumentType]
             if terms is None:
                 return None
             batch_sum = terms.double().sum(0)

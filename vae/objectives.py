@@ -13,12 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vae import perceptron
-from vae.memory import samples_at_once
-from vae.model import VAE, check_name
-from vae.posteriors import kl_per_dimension
-from vae.priors import LatentDistribution, Reparameterized
+from vae.fast import perceptron
+from vae.models import VAE, LatentDistribution, Reparameterized, check_name, kl_per_dimension
 from vae.resampling import draw_by_weight
+from vae.system import samples_at_once
 
 CHUNK_VALUES = {"cpu": perceptron.CACHED_VALUES, "cuda": 2**26}
 """Data values decoded at a time where samples are weighed without a gradient."""

@@ -18,7 +18,7 @@ import pytest
 
 from tests.chance import KILLS
 from tests.end_to_end.conftest import EPOCHS, LONGEST_SECONDS, Project, finish
-from vae.checkpoint import file_hash
+from vae.system import file_hash
 
 MOST_REDONE_SECONDS = 5.0
 Record = Callable[[str, object], None]

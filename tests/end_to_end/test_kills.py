@@ -24,7 +24,7 @@ import pytest
 from tests.chance import KILLS, SEED, SOAK
 from tests.end_to_end.conftest import LONGEST_SECONDS, Project, finish
 from tests.end_to_end.test_faults import children, kill
-from vae.checkpoint import file_hash
+from vae.system import file_hash
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * LONGEST_SECONDS)]
 
@@ -175,7 +175,7 @@ def test_a_second_run_is_refused_in_a_sentence(undisturbed: Undisturbed):
     project = undisturbed.again()
     repro, process = start_and_wait(project, "selfcheck", 0)
     process.suspend()
-    said = project.run(sys.executable, "-m", "pipeline.ready", expect=1)
+    said = project.run(sys.executable, "-m", "pipeline.launch.preflight", expect=1)
     assert f"another run is at work in this project (process {repro.pid}: " in said
     assert "is busy, it is being blocked by" in project.run("dvc", "repro", expect=255)
     process.resume()
@@ -190,7 +190,7 @@ def test_a_killed_dvc(undisturbed: Undisturbed, time_of: int):
     project, stage = undisturbed.again(), chance.choice(list(STAGES))
     repro, process = start_and_wait(project, stage, moment(undisturbed, stage, chance))
     kill(repro)
-    project.run(sys.executable, "-m", "pipeline.ready")
+    project.run(sys.executable, "-m", "pipeline.launch.preflight")
     again = project.start(*forced(stage))
     other = stage_process(again, stage)
     assert other.pid != process.pid

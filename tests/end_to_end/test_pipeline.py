@@ -18,7 +18,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from pipeline.prepared import load_split
+from pipeline.stage import load_split
 from tests.end_to_end.conftest import LONGEST_SECONDS, Project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * LONGEST_SECONDS)]

@@ -33,7 +33,7 @@ PINNED = {
 DECODE = """
 import sys
 from pathlib import Path
-from pipeline.sources import folder
+from pipeline.prepare.sources import folder
 from tests.pipeline.builders import DATA
 from dataclasses import replace
 

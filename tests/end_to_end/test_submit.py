@@ -69,7 +69,13 @@ class Laptop(Project):
         return laptop
 
     def submit(self, *options: str) -> subprocess.Popen[str]:
-        command = (sys.executable, "-m", "pipeline.submit", "--address", self.cluster.dashboard)
+        command = (
+            sys.executable,
+            "-m",
+            "pipeline.launch.submit",
+            "--address",
+            self.cluster.dashboard,
+        )
         return self.start(*command, *options)
 
     def is_clean(self, *stages: str) -> bool:
@@ -199,5 +205,5 @@ def test_no_cluster_and_a_wrong_token_are_told(cluster: Cluster, tmp_path: Path)
     assert f"the cluster at {cluster.dashboard} has no job tightbound-1" in output
     nowhere = f"http://127.0.0.1:{free_port()}"
     laptop.environment["RAY_API_SERVER_ADDRESS"] = nowhere
-    output = laptop.run(sys.executable, "-m", "pipeline.submit", expect=1)
+    output = laptop.run(sys.executable, "-m", "pipeline.launch.submit", expect=1)
     assert f"no Ray cluster answers at {nowhere}" in output

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.launch import forwarded
 from pipeline.stage import read_json
-from pipeline.submit import forwarded
+from pipeline.tracking import send
 from tests.end_to_end.conftest import Project
 from tests.infra.compose_nodes import TOKEN, Nodes, running_nodes
 from tests.infra.compose_servers import Server, running_server
@@ -120,9 +121,7 @@ def project(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_pipeline_logs_and_registers_with_a_forwarded_login(
     server: Server, person: tuple[str, str], project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import tracking
-    from pipeline.register import register
-    from pipeline.registry import Registry
+    from pipeline.register import Registry, register
 
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", PERSON)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
@@ -133,7 +132,7 @@ def test_the_pipeline_logs_and_registers_with_a_forwarded_login(
     paths = builders.pipeline_outputs(project)
     result = register(params, paths)
     assert (result["version"], result["alias"]) == (1, "champion")
-    registry = Registry(tracking.open_store(params), result["model_name"])
+    registry = Registry(send.open_store(params), result["model_name"])
     run = registry.client.get_run(result["run_id"])
     assert run.data.metrics["test/log_px"] == result["log_px"]
     weights = (paths.model / "weights.safetensors").read_bytes()
@@ -147,9 +146,7 @@ def test_a_colleague_works_on_it_once_let_in(
 ) -> None:
     from mlflow.server import get_app_client
 
-    from pipeline import tracking
-    from pipeline.register import register
-    from pipeline.registry import Registry
+    from pipeline.register import Registry, register
     from pipeline.stage import UserError
 
     def log_in(name: str, password: str) -> None:
@@ -159,7 +156,7 @@ def test_a_colleague_works_on_it_once_let_in(
     params = builders.params()
     log_in(PERSON, PASSWORD)
     first = register(params, builders.pipeline_outputs(project / "first"))
-    registry = Registry(tracking.open_store(params), first["model_name"])
+    registry = Registry(send.open_store(params), first["model_name"])
     client = get_app_client("basic-auth", server.address)
     log_in("admin", SECRETS["MLFLOW_ADMIN_PASSWORD"])
     client.create_user("grace", PASSWORD)
@@ -183,9 +180,9 @@ def test_a_colleague_works_on_it_once_let_in(
 
 
 def test_without_a_login_training_goes_on_and_registration_says_why(project: Path) -> None:
-    from pipeline import tracking
     from pipeline.register import register
     from pipeline.stage import UserError
+    from pipeline.tracking import mirror as tracking
 
     params = builders.params()
     paths = builders.pipeline_outputs(project)
@@ -248,7 +245,7 @@ def test_the_pipeline_on_that_cluster_comes_home(
     (remote,) = re.findall(r"^dvc remote add .*$", README, re.MULTILINE)
     project.run(*remote.split())
     address = f"http://127.0.0.1:{nodes.dashboard}"
-    said = project.run("python", "-m", "pipeline.submit", "--address", address)
+    said = project.run("python", "-m", "pipeline.launch.submit", "--address", address)
     assert not any(secret in said for secret in (*SECRETS.values(), PASSWORD))
     assert "up to date" in project.run("dvc", "status")
     result = read_json(project.folder / "reports" / "register.json")

@@ -15,11 +15,11 @@ import pandas as pd
 import torch
 
 from pipeline.evaluate import reference, score_split
+from pipeline.params import DataParams
 from pipeline.prepare import content_hashes
-from pipeline.prepared import Split, load_split, write_prepared
 from pipeline.register import Paths
-from pipeline.sections import DataParams
-from vae import VAE, VAEConfig, save
+from pipeline.stage import Split, load_split, write_prepared
+from vae.models import VAE, VAEConfig, save
 
 DATA = DataParams(
     source="mnist5k",

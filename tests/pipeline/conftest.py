@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import URI_VARIABLE
+from pipeline.tracking import URI_VARIABLE
 from tests.pipeline.servers import at_home, free_port, mlflow_command, running
 
 
@@ -21,7 +21,7 @@ def no_store_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's empty database; copying it is much faster than its migrations."""
-    from pipeline.store import Store
+    from pipeline.tracking import Store
 
     path = tmp_path_factory.mktemp("empty") / "mlflow.db"
     with pytest.MonkeyPatch.context() as patch:

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 
+from pipeline.tracking import send
+
 PATIENCE_SECONDS = 240
 
 
@@ -98,13 +100,12 @@ def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
 @contextmanager
 def at_home(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Make `folder` the project's, free of what the surroundings or an earlier test set."""
-    from pipeline import tracking
 
     patch.chdir(folder)
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME"):
         patch.delenv(name, raising=False)
-    tracking._store.cache_clear()
-    tracking._warned.clear()
+    send._store.cache_clear()
+    send._warned.clear()
     yield
-    tracking._store.cache_clear()
-    tracking._warned.clear()
+    send._store.cache_clear()
+    send._warned.clear()

@@ -21,11 +21,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.prepared import load_meta
+from pipeline.stage import load_meta
 from tests.chance import SOAK, a_third
 from tests.pipeline.bad_data import BAD_DATA, BadData, Bomb, folder_with, grey, picture
 from tests.pipeline.builders import pipeline_outputs, prepared_data
-from tests.pipeline.test_params import SHIPPED, WRONG_FILES, WRONG_VALUES, changed
+from tests.pipeline.params.test_params import SHIPPED, WRONG_FILES, WRONG_VALUES, changed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.prepared import load_meta
-from pipeline.stage import fault_of_the_disk
+from pipeline.stage import fault_of_the_disk, load_meta
 from tests.pipeline.builders import pipeline_outputs, prepared_data, sweep_outputs, write_json
+from tests.pipeline.params.test_params import SHIPPED
 from tests.pipeline.test_bad_input_commands import (
     LONGEST_SECONDS,
     ROOT,
@@ -25,8 +25,7 @@ from tests.pipeline.test_bad_input_commands import (
     refused,
     run,
 )
-from tests.pipeline.test_params import SHIPPED
-from vae.model import VAEConfig
+from vae.models import VAEConfig
 
 MEGABYTES = 20
 ROOM = 2**16  # enough to begin a training, and less than its first checkpoint

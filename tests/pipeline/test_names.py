@@ -12,14 +12,14 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import card, evaluate, panels
-from pipeline.figures import plain, save, to_svg
+from pipeline.evaluate import __main__ as evaluate
+from pipeline.figures import panels, plain, save, to_svg
+from pipeline.params import EvaluateParams
 from pipeline.prepare import prepare
-from pipeline.prepared import load_meta, load_split
-from pipeline.sections import EvaluateParams
+from pipeline.report import model_card
+from pipeline.stage import load_meta, load_split
 from tests.pipeline import builders
-from vae import VAE, VAEConfig
-from vae import save as save_model
+from vae.models import VAE, VAEConfig, save as save_model
 
 EVIL = [
     "gdp_$_per_$_aid", "$0 - $25,000", "_hidden", "__init__", "a|b", "*bold*", "`code`",
@@ -116,8 +116,8 @@ def test_long_names_and_line_breaks_stay_in_their_place() -> None:
 def test_the_page_of_a_version_is_markdown_whatever_the_names(name: str) -> None:
     meta = {"dataset": "d", "space": "continuous", "data_shape": [1], "hash": "h",
             "repeated_columns": [name], "filled": {name: 1.5}}  # fmt: skip
-    rows = [(key, card.literal(value)) for key, value in card.data_rows(meta)]
-    lines = card._table("Data", rows).split("\n")
+    rows = [(key, model_card.literal(value)) for key, value in model_card.data_rows(meta)]
+    lines = model_card._table("Data", rows).split("\n")
     for line in lines[4:]:
         unescaped = line.replace("\\\\", "")
         assert unescaped.count("|") - unescaped.count("\\|") == 3

@@ -20,14 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pipeline import score
-from pipeline.prepared import load_split, write_prepared
-from pipeline.score_worker import write_part
-from pipeline.stage import whole_directory, write_json
-from pipeline.storage import storage_at
+from pipeline.cluster import storage_at
+from pipeline.score import __main__ as score, write_part
+from pipeline.stage import load_split, write_json, write_prepared
 from tests.killing import at_every_system_call
 from tests.pipeline import builders
-from vae import VAE, VAEConfig, load, save
+from vae.models import VAE, VAEConfig, load, save
+from vae.system import whole_directory
 
 Writer = tuple[Callable[[], object], Callable[[], object], Callable[[], object]]
 

@@ -10,20 +10,25 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor
 
-from vae import VAE, VAEConfig, load, save
 from vae.data import Dataset
-from vae.evidence import importance_sampling
-from vae.likelihoods import LIKELIHOODS, SPACES
-from vae.model import ElboTerms
-from vae.networks import ACTIVATIONS, NETWORKS
+from vae.evidence import PROPOSALS, importance_sampling
+from vae.models import (
+    ACTIVATIONS,
+    LIKELIHOODS,
+    NETWORKS,
+    POSTERIORS,
+    PRIORS,
+    SPACES,
+    VAE,
+    ElboTerms,
+    VAEConfig,
+    load,
+    save,
+)
 from vae.objectives import ESTIMATORS, Objective
-from vae.posteriors import POSTERIORS
-from vae.priors import PRIORS
-from vae.proposals import PROPOSALS
 from vae.training import TrainingConfig, TrainingState, fit
 
 Choose = Callable[[Sequence[Any]], Any]

@@ -6,14 +6,27 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vae import VAE, FactorAnalysis, VAEConfig, cuda_graphs
-from vae.checkpoint import load_state, save_state
-from vae.cuda_graphs import GraphedSteps
 from vae.data import Dataset, NoiseShape
 from vae.diagnostics import active_units
-from vae.evidence import annealed_importance_sampling, importance_sampling, prior_monte_carlo
+from vae.evidence import (
+    FactorAnalysis,
+    annealed_importance_sampling,
+    importance_sampling,
+    prior_monte_carlo,
+)
+from vae.fast import cuda_graphs
+from vae.fast.cuda_graphs import GraphedSteps
+from vae.models import VAE, VAEConfig
 from vae.objectives import ESTIMATORS, Objective
-from vae.training import DivergenceError, Trainer, TrainingConfig, TrainingState, fit
+from vae.training import (
+    DivergenceError,
+    Trainer,
+    TrainingConfig,
+    TrainingState,
+    fit,
+    load_state,
+    save_state,
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from vae import VAE, FactorAnalysis, VAEConfig
 from vae.diagnostics import (
     active_units,
     aggregate_terms,
@@ -15,7 +14,8 @@ from vae.diagnostics import (
     posterior_means,
     pruned_evidence,
 )
-from vae.evidence import importance_sampling
+from vae.evidence import FactorAnalysis, importance_sampling
+from vae.models import VAE, VAEConfig
 
 
 def normal(*shape, generator):

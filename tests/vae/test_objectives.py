@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from vae.model import VAE, VAEConfig
+from vae.models import VAE, VAEConfig, kl_per_dimension, raw_log_scale
 from vae.objectives import ESTIMATORS, Objective, TrainingModule
-from vae.posteriors import kl_per_dimension
-from vae.priors import raw_log_scale
 
 B, K, L = 5, 3, 2
 SHAPE = (4,)

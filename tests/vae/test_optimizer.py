@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from vae.model import VAE, VAEConfig
-from vae.optimizer import AdamW, Muon, is_weight_matrix, orthogonalized
+from vae.models import VAE, VAEConfig
+from vae.optimizers import AdamW, Muon, is_weight_matrix, orthogonalized
 
 
 def parameters():

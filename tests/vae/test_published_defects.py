@@ -10,14 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from vae import VAE, FactorAnalysis, VAEConfig
-from vae.checkpoint import load_state, save_state
 from vae.data import Dataset, NoiseShape
-from vae.evidence import CHUNK_VALUES, importance_sampling
-from vae.likelihoods import LIKELIHOODS
+from vae.evidence import CHUNK_VALUES, FactorAnalysis, importance_sampling
+from vae.models import LIKELIHOODS, VAE, VAEConfig, raw_log_scale
 from vae.objectives import Objective, TrainingModule
-from vae.priors import raw_log_scale
-from vae.training import TrainingConfig, TrainingState, fit
+from vae.training import TrainingConfig, TrainingState, fit, load_state, save_state
 
 PAIRS = [(name, space) for name, kind in LIKELIHOODS.items() for space in sorted(kind.spaces)]
 FROZEN = TrainingConfig(epochs=1, batch_size=64, learning_rate=1e-30)

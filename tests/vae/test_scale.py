@@ -6,11 +6,9 @@ import math
 import pytest
 import torch
 
-from vae import VAE, VAEConfig, load, save
 from vae.data import Dataset, statistics_of
-from vae.evidence import annealed_importance_sampling, importance_sampling
-from vae.likelihoods import LIKELIHOODS
-from vae.proposals import PROPOSALS
+from vae.evidence import PROPOSALS, annealed_importance_sampling, importance_sampling
+from vae.models import LIKELIHOODS, VAE, VAEConfig, load, save
 from vae.training import TrainingConfig, TrainingState, fit
 
 REAL = sorted(name for name, kind in LIKELIHOODS.items() if "continuous" in kind.spaces)

@@ -25,10 +25,12 @@ def definitions(path: Path) -> set[str]:
 def missing_names(text: str) -> list[str]:
     """Every name in "Computed by" and "Proved by" items that the file beside it doesn't define."""
     missing = []
-    for file, test in re.findall(r"`(tests/\w+/\w+\.py)::(\w+)`", text):
+    for file, test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):
         if test not in definitions(ROOT / file):
             missing.append(f"{file}::{test}")
-    for file, first, others in re.findall(r"`(vae/\w+\.py): ([\w.]+)`((?:,\s+`\w[\w.]*`)*)", text):
+    for file, first, others in re.findall(
+        r"`(vae/[\w/]+\.py): ([\w.]+)`((?:,\s+`\w[\w.]*`)*)", text
+    ):
         for name in [first, *re.findall(r"`([\w.]+)`", others)]:
             if name not in definitions(ROOT / file):
                 missing.append(f"{file}: {name}")
@@ -55,9 +57,12 @@ def test_every_picture_exists():
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        ("`tests/vae/test_model.py::test_nothing`", "tests/vae/test_model.py::test_nothing"),
-        ("`vae/model.py: VAE.forward`, `VAE.nothing`", "vae/model.py: VAE.nothing"),
-        ("`vae/model.py: nothing`", "vae/model.py: nothing"),
+        (
+            "`tests/vae/models/test_model.py::test_nothing`",
+            "tests/vae/models/test_model.py::test_nothing",
+        ),
+        ("`vae/models/vae.py: VAE.forward`, `VAE.nothing`", "vae/models/vae.py: VAE.nothing"),
+        ("`vae/models/vae.py: nothing`", "vae/models/vae.py: nothing"),
     ],
 )
 def test_a_wrong_name_is_found(text, name):
