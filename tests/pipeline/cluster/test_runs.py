@@ -39,7 +39,7 @@ def test_hash_follows_parameters_data_and_code_bytes_and_nothing_else(stages):
 
 def test_a_run_is_held_by_one_process(stages):
     program = (
-        "from pipeline import runs\n"
+        "from pipeline.cluster import runs\n"
         "with runs.claim('train', 'abc', None):\n"
         "    print('held', flush=True); input()\n"
     )

@@ -17,7 +17,7 @@ LINE = "interrupted; the same command goes on from here"
 # A stage with a child that ignores Ctrl-C, as Ray's processes do.
 STAGE = """
 import signal, subprocess, sys, time
-from pipeline import interrupt
+from pipeline.stage import interrupt
 from pipeline.stage import run_stage
 
 def main():
@@ -104,7 +104,7 @@ def test_while_a_stage_is_still_being_imported(seconds: float):
 # What DVC runs, which has a child of its own.
 ORPHAN = """
 import os, subprocess, sys, time
-from pipeline import interrupt
+from pipeline.stage import interrupt
 interrupt.leave_with_dvc()
 child = subprocess.Popen(["sleep", "600"])
 print(os.getpid(), child.pid, flush=True)
