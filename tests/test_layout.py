@@ -95,6 +95,17 @@ def test_a_stage_uses_parts_of_another_only_where_it_is_written_down():
             assert not others & STAGES, own
 
 
+def test_only_one_file_of_vae_knows_the_fast_paths():
+    """`vae/fast` can be deleted: nothing but its door imports it."""
+    users = {
+        str(path)
+        for path in sources("vae")
+        if path.parts[1] != "fast"
+        and any(m.startswith("vae.fast") for m in imports_of(path, (ROOT / path).read_text()))
+    }
+    assert users == {"vae/acceleration.py"}
+
+
 @pytest.mark.parametrize("top", ["vae", "pipeline", "bench"])
 def test_a_folder_holds_few_files(top: str):
     for folder in {path.parent for path in sources(top)} - {Path("pipeline"), Path("bench")}:

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vae.fast import perceptron
+from vae import acceleration
+from vae.acceleration import ManualElbo
 from vae.models import VAE, LatentDistribution, Reparameterized, check_name, kl_per_dimension
 from vae.resampling import draw_by_weight
 from vae.system import samples_at_once
 
-CHUNK_VALUES = {"cpu": perceptron.CACHED_VALUES, "cuda": 2**26}
+CHUNK_VALUES = {"cpu": 2**22, "cuda": 2**26}
 """Data values decoded at a time where samples are weighed without a gradient."""
 
 
@@ -109,10 +110,10 @@ class Objective:
                 f"objective.backward_samples: expected at most objective.num_samples, which is "
                 f"{self.num_samples}, got {count}"
             )
-        elif self.name in ESTIMATORS and self.name not in ESTIMATORS_OF_FEW:
+        elif self.name in ESTIMATORS and self.name not in SUBSAMPLED_ESTIMATORS:
             yield (
                 f"objective.backward_samples: {self.name} weighs its samples equally; use null and "
-                f"a smaller num_samples, or objective.name: {' or '.join(ESTIMATORS_OF_FEW)}"
+                f"a smaller num_samples, or objective.name: {' or '.join(SUBSAMPLED_ESTIMATORS)}"
             )
 
     @property
@@ -132,13 +133,14 @@ class Objective:
 class TrainingModule(nn.Module):
     """The whole objective in one forward, so that DDP may wrap it.
 
-    A call that goes around this forward, as `by_hand` does, leaves gradients unsynchronised.
+    A call around this forward, such as `manual_backward`, leaves gradients unsynchronised.
     """
 
     def __init__(self, model: VAE, objective: Objective) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
+        self._manual: ManualElbo | None = None
 
     def forward(
         self,
@@ -157,11 +159,11 @@ class TrainingModule(nn.Module):
         self._check_noise(x, eps)
         beta = self.objective.beta if beta is None else beta
         of_parameters = torch.is_grad_enabled() and not (x.requires_grad or eps.requires_grad)
-        decoder_by_hand = of_parameters and perceptron.knows_decoder(self.model)
+        node = acceleration.decoder_node(self.model) if of_parameters else None
         step = _Step(
             log_px_z=lambda z: (
-                perceptron.log_px_z(self.model, x, z)
-                if decoder_by_hand and torch.is_grad_enabled()
+                node(x, z)
+                if node is not None and torch.is_grad_enabled()
                 else self.model.log_px_z(x, z, u)
             ),
             q=self.model.posterior(x),
@@ -174,30 +176,34 @@ class TrainingModule(nn.Module):
         if num_drawn is not None and torch.is_grad_enabled():
             if v is None:
                 raise ValueError("v: expected shape (B,), since backward_samples is set, got None")
-            few = _draw_few(step, num_drawn, v, samples_at_once(x, CHUNK_VALUES))
-            surrogate, *values = ESTIMATORS_OF_FEW[self.objective.name](step, few)
+            subsample = _subsample(step, num_drawn, v, samples_at_once(x, CHUNK_VALUES))
+            surrogate, *values = SUBSAMPLED_ESTIMATORS[self.objective.name](step, subsample)
         else:
             surrogate, *values = ESTIMATORS[self.objective.name](step)
         return ObjectiveTerms(surrogate, *(value.detach() for value in values))
 
-    def goes_by_hand(self, batch_size: int) -> bool:
-        """Whether `by_hand` may take the place of forward and backward pass for so many examples.
+    def has_manual_backward(self, batch_size: int) -> bool:
+        """Whether `manual_backward` may replace forward and backward pass for so many examples.
 
         It may for an ELBO without free bits, of so few samples that taking them in parts gains
-        nothing, and a model that `perceptron` knows.
+        nothing, and a model that `vae.fast.perceptron` supports.
         """
-        values = batch_size * math.prod(self.model.config.data_shape)
-        return (
-            self.objective.name == "elbo"
-            and not self.objective.free_bits
-            and self.objective.num_samples * values <= perceptron.CACHED_VALUES
-            and perceptron.knows(self.model)
-        )
+        self._manual = None
+        if self.objective.name == "elbo" and not self.objective.free_bits:
+            values = batch_size * math.prod(self.model.config.data_shape)
+            self._manual = acceleration.manual_elbo(self.model, self.objective.num_samples * values)
+        return self._manual is not None
 
-    def by_hand(self, x: Tensor, eps: Tensor, beta: float, scale: float) -> ObjectiveTerms:
+    def manual_parameters(self) -> list[Tensor]:
+        """Those that `manual_backward` writes a gradient for; none where there is no such way."""
+        return [] if self._manual is None else self._manual.parameters
+
+    def manual_backward(self, x: Tensor, eps: Tensor, beta: float, scale: float) -> ObjectiveTerms:
         """The same terms, and the gradient of -scale Σ surrogate written over each parameter's."""
         self._check_noise(x, eps)
-        log_px_z, kl = perceptron.elbo_and_gradient(self.model, x, eps, beta=beta, scale=scale)
+        manual = self._manual or acceleration.manual_elbo(self.model, 0)
+        assert manual is not None, "has_manual_backward says whether there is one"
+        log_px_z, kl = manual.elbo_and_gradient(self.model, x, eps, beta=beta, scale=scale)
         log_px_z = log_px_z.mean(0)
         bound = log_px_z - beta * kl
         return ObjectiveTerms(bound, bound, log_px_z, kl)
@@ -220,7 +226,7 @@ class _Step:
     free_bits: float
 
 
-class _Few(NamedTuple):
+class _Subsample(NamedTuple):
     """M of a batch's K samples, (M, B) each, and what all K say, (B,); without a gradient."""
 
     eps: Tensor  # (M, B, L)
@@ -235,14 +241,14 @@ class _Few(NamedTuple):
 
 
 @torch.no_grad()
-def _draw_few(step: _Step, count: int, v: Tensor, at_once: int) -> _Few:
+def _subsample(step: _Step, count: int, v: Tensor, at_once: int) -> _Subsample:
     parts = [_log_px_z_and_kl(step, eps) for eps in step.eps.split(at_once)]
     log_px_z, kl = (torch.cat(part) for part in zip(*parts, strict=True))
     log_w = log_px_z - kl
     weights = log_w.softmax(0)
     places, probabilities = draw_by_weight(weights, count, v)
     weights = weights.gather(0, places)
-    return _Few(
+    return _Subsample(
         eps=step.eps.gather(0, places.unsqueeze(-1).expand(-1, -1, step.eps.shape[-1])),
         weights=weights,
         shares=(weights / probabilities).to(weights.dtype),
@@ -281,9 +287,9 @@ def _iwae(step: _Step) -> ObjectiveTerms:
     return ObjectiveTerms(bound, bound, log_px_z.mean(0), kl.mean(0))
 
 
-def _iwae_of_few(step: _Step, few: _Few) -> ObjectiveTerms:
-    log_px_z, kl = _log_px_z_and_kl(step, few.eps)
-    return few.terms((few.shares * (log_px_z - kl)).sum(0))
+def _subsampled_iwae(step: _Step, subsample: _Subsample) -> ObjectiveTerms:
+    log_px_z, kl = _log_px_z_and_kl(step, subsample.eps)
+    return subsample.terms((subsample.shares * (log_px_z - kl)).sum(0))
 
 
 def _log_px_z_and_kl(step: _Step, eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -300,10 +306,10 @@ def _dreg(step: _Step) -> ObjectiveTerms:
     return ObjectiveTerms(surrogate, _log_mean_exp(log_w), log_px_z.mean(0), kl.mean(0))
 
 
-def _dreg_of_few(step: _Step, few: _Few) -> ObjectiveTerms:
-    z, log_px_z, kl = _without_score(step, few.eps)
-    _weigh_once_more(z, few.weights)
-    return few.terms((few.shares * (log_px_z - kl)).sum(0))
+def _subsampled_dreg(step: _Step, subsample: _Subsample) -> ObjectiveTerms:
+    z, log_px_z, kl = _without_score(step, subsample.eps)
+    _weigh_once_more(z, subsample.weights)
+    return subsample.terms((subsample.shares * (log_px_z - kl)).sum(0))
 
 
 def _without_score(step: _Step, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -342,7 +348,7 @@ ESTIMATORS: dict[str, Callable[[_Step], ObjectiveTerms]] = {
     "dreg": _dreg,
     "score_function": _score_function,
 }
-ESTIMATORS_OF_FEW: dict[str, Callable[[_Step, _Few], ObjectiveTerms]] = {
-    "iwae": _iwae_of_few,
-    "dreg": _dreg_of_few,
+SUBSAMPLED_ESTIMATORS: dict[str, Callable[[_Step, _Subsample], ObjectiveTerms]] = {
+    "iwae": _subsampled_iwae,
+    "dreg": _subsampled_dreg,
 }

@@ -14,7 +14,7 @@ from tests.vae.test_objectives import (
     noise,
 )
 from vae import objectives
-from vae.objectives import ESTIMATORS_OF_FEW
+from vae.objectives import SUBSAMPLED_ESTIMATORS
 from vae.resampling import draw_by_weight
 
 K, B = 12, 6
@@ -65,7 +65,7 @@ def test_no_more_than_there_are(count: int):
 
 
 @pytest.mark.parametrize("kind", list(MODELS))
-@pytest.mark.parametrize("name", list(ESTIMATORS_OF_FEW))
+@pytest.mark.parametrize("name", list(SUBSAMPLED_ESTIMATORS))
 def test_gradient_has_the_mean_of_all_samples_gradient(kind: str, name: str):
     """One example many times, each drawn by another v."""
     model, copies = make(**MODELS[kind]), 4000
@@ -84,7 +84,7 @@ def test_gradient_has_the_mean_of_all_samples_gradient(kind: str, name: str):
 
 @pytest.mark.parametrize("at_once", [1, 2**22])
 @pytest.mark.parametrize("kind", list(MODELS))
-@pytest.mark.parametrize("name", list(ESTIMATORS_OF_FEW))
+@pytest.mark.parametrize("name", list(SUBSAMPLED_ESTIMATORS))
 def test_values_are_those_of_all_samples(
     kind: str, name: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ):
@@ -98,7 +98,7 @@ def test_values_are_those_of_all_samples(
         assert not one.requires_grad
 
 
-@pytest.mark.parametrize("name", list(ESTIMATORS_OF_FEW))
+@pytest.mark.parametrize("name", list(SUBSAMPLED_ESTIMATORS))
 def test_variance_lies_between_that_of_all_and_that_of_as_many_alone(name: str):
     """Of the encoder's gradient, over ε and v."""
     model, copies = make(), 4000
@@ -111,7 +111,7 @@ def test_variance_lies_between_that_of_all_and_that_of_as_many_alone(name: str):
     assert everything < drawn < 0.5 * alone
 
 
-@pytest.mark.parametrize("name", list(ESTIMATORS_OF_FEW))
+@pytest.mark.parametrize("name", list(SUBSAMPLED_ESTIMATORS))
 def test_without_v_nothing_is_trained(name: str):
     model = make()
     few = module(model, name, K, backward_samples=2)

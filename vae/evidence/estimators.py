@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from vae import acceleration
 from vae.evidence.annealing import Bounds, annealed_importance_sampling, bidirectional
 from vae.evidence.noise import (
     Generators,
@@ -30,7 +31,6 @@ from vae.evidence.noise import (
 )
 from vae.evidence.proposals import make_proposal
 from vae.evidence.weights import Evidence, WeightStream, draw_with_log_prob, joined
-from vae.fast.compiled_decoder import compiled_decoder
 from vae.models import PRECISIONS, VAE, CholeskyNormal, check_name
 from vae.system import in_threads, keep_freed_memory, samples_at_once
 from vae.trust import KHAT_LIMIT
@@ -65,6 +65,7 @@ def importance_sampling(
     proposal: str = "encoder",
     target_se: float | None = None,
     precision: str = "fp32",
+    fast: bool = True,
 ) -> Evidence:
     """log p(x) with the model's posterior q(z|x) as proposal (Rezende et al. 2014, appendix E).
 
@@ -88,6 +89,7 @@ def importance_sampling(
             0.5, so that the standard error means something. An example with a heavy tail goes on:
             its estimate is too low until a large weight comes, and looks precise meanwhile.
         precision: of the decoder's matrix products, a name in `vae.models.vae.PRECISIONS`.
+        fast: whether a fast path may take the decoder's place (`vae.fast`).
 
     Raises:
         ValueError: num_samples or chunk_size below 1, target_se not above 0, or an unknown
@@ -101,7 +103,7 @@ def importance_sampling(
     like = next(model.parameters())
     x = _on(x, like)
     q = make_proposal(proposal, model, x)
-    with torch.inference_mode():
+    with acceleration.allowed(fast), torch.inference_mode():
         source = _Source(model, model.prior(), x, q, generator, precision)
         stream = _new_stream(model, num_samples, x)
         places = torch.arange(len(x), device=like.device)
@@ -144,7 +146,7 @@ class _Source:
         compiled = None
         # The first chunks of a thread cost as much as it saves, and what is compiled has one core.
         if count >= 4 * torch.get_num_threads() * chunk:
-            compiled = compiled_decoder(self.model, self.x, self.precision, count)
+            compiled = acceleration.compiled_decoder(self.model, self.x, self.precision, count)
         with self.model.products_in(self.precision):
             if compiled is not None:
                 yield from in_threads(partial(self.weigh, compiled), noise)

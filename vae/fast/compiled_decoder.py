@@ -10,7 +10,7 @@ from threading import local
 import torch
 from torch import Tensor
 
-from vae.fast.perceptron import is_hooked, knows_decoder, layers_of
+from vae.fast.perceptron import is_hooked, layers_of, supports_decoder
 from vae.models import PRECISIONS, VAE
 
 WORTH_COMPILING = 2**26
@@ -28,7 +28,7 @@ def compiled_decoder(
     """
     if not (
         len(x)
-        and knows_decoder(model)
+        and supports_decoder(model)
         and model.dtype == torch.float32
         and x.shape[1:] == model.config.data_shape
         and not any(map(is_hooked, model.modules()))

@@ -1,4 +1,4 @@
-"""Perceptrons with Bernoulli pixels, their gradient by hand.
+"""Perceptrons with Bernoulli pixels, their backward pass written out.
 
 `VAE` and autograd come to the same numbers, to rounding, in operations that each have a node and a
 buffer of their own: at a batch of 128 they cost a CPU as much as the matrix products, and with many
@@ -57,8 +57,8 @@ class Layer(NamedTuple):
     bias: Tensor  # (outputs,)
 
 
-def knows(model: VAE) -> bool:
-    """Whether `elbo_and_gradient` may take this model apart: `knows_decoder`, and all else too.
+def supports(model: VAE) -> bool:
+    """Whether `elbo_and_gradient` may take this model apart: `supports_decoder`, and all else too.
 
     No two layers share a parameter, whose gradient would be the sum of theirs.
     """
@@ -66,13 +66,13 @@ def knows(model: VAE) -> bool:
         type(model.posterior_family) is DiagonalPosterior
         and type(model.prior_family) is NormalPrior
         and not model.upward
-        and knows_decoder(model)
+        and supports_decoder(model)
         and _is_plain(model.encoder, model.config.activation)
         and _are_distinct(layers_of(model.encoder) + layers_of(model.decoder))
     )
 
 
-def knows_decoder(model: VAE) -> bool:
+def supports_decoder(model: VAE) -> bool:
     """Whether `log_px_z` may take this model's decoder and likelihood apart.
 
     Those of a VAE in float32 or float64 on a CPU, of this package's own parts, with no hook on
@@ -192,7 +192,7 @@ def log_px_z(model: VAE, x: Tensor, z: Tensor) -> Tensor:
 
 
 def layers_of(network: Encoder | Decoder) -> list[Layer]:
-    """The affine layers of a network that `knows` or `knows_decoder` vouches for, in order."""
+    """The affine layers of a network that `supports` or `supports_decoder` accepts, in order."""
     layers = [*list(network.body)[::2], network.output]
     return [Layer(layer.weight, layer.bias) for layer in layers]
 

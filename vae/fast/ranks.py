@@ -1,8 +1,6 @@
-"""What the ranks of one training do together in a step: `Trainer` asks a `Ranks`.
+"""Ranks of one machine that train with one copy of the weights, in memory that they share.
 
-DistributedDataParallel sums gradients too, and overlaps that with the backward pass. On a CPU both
-want the same cores, and to make one imports torch's compiler, seconds in each worker; so it serves
-GPUs (`vae.training`).
+Shapes: one row of memory for each rank, with its loss, its norm and its gradients.
 """
 
 from __future__ import annotations
@@ -11,61 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from vae.parallel import Ranks
 from vae.system import Piece, SharedMemory, open_shared_memory
 
 LOSS, NORM, FIRST = 0, 1, 16  # where in a rank's row its loss, its norm and its gradients begin
-
-
-class Ranks:
-    """One rank alone, or ranks whose gradients DistributedDataParallel sums.
-
-    Gradients are the `.grad` of the parameters that have one: those that this rank is to update.
-    """
-
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
-        self.parameters = dict(parameters)
-
-    def begin_epoch(self) -> None:
-        """To be called before the first step of an epoch; returns once all ranks have."""
-
-    def lend_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Give these parameters a `.grad` to be overwritten, where that saves a copy."""
-
-    def sum(self, loss: Tensor) -> Tensor:
-        """Make gradients sums over ranks; returns that of the loss, (), the same on all of them.
-
-        Only parameters that this rank is to update keep one. The same must have one on every rank.
-        Raises ConnectionError, or torch.distributed's RuntimeError, where another rank is gone.
-        """
-        return loss.detach()
-
-    def norm(self) -> Tensor:
-        """The norm of the whole gradient, after `sum`: (), the same on all ranks."""
-        return nn.utils.get_total_norm(
-            [one.grad for one in self.parameters.values() if one.grad is not None]
-        )
-
-    def end_update(self) -> None:
-        """To be called once this rank has updated its parameters; then all are, on all ranks."""
-
-    def close(self, state: dict[str, Tensor]) -> None:
-        """Leave the parameters and the optimiser's state to this rank alone."""
-
-
-class SummingRanks(Ranks):
-    """Ranks of several machines, or without shared memory: every one updates all parameters."""
-
-    def sum(self, loss: Tensor) -> Tensor:
-        given = [(one, one.grad) for one in self.parameters.values() if one.grad is not None]
-        mine = [loss.detach().view(1), *(gradient.flatten() for _, gradient in given)]
-        total = torch.cat(mine)
-        dist.all_reduce(total)
-        loss, *sums = total.split([part.numel() for part in mine])
-        for (parameter, gradient), total in zip(given, sums, strict=True):
-            parameter.grad = total.view_as(gradient)
-        return loss.view(())
 
 
 class SharingRanks(Ranks):
@@ -86,7 +35,7 @@ class SharingRanks(Ranks):
         if self.rank == 0:
             for tensor, value in zip(tensors, _shared(parameters, state), strict=True):
                 tensor.copy_(value.detach())
-        memory.meet()
+        memory.barrier()
         self.weights = dict(zip(parameters.values(), tensors, strict=False))
         for parameter, weight in self.weights.items():
             parameter.data = weight
@@ -118,7 +67,7 @@ class SharingRanks(Ranks):
             if parameter.data_ptr() != weight.data_ptr():  # replaced since, by `VAE.to`, say
                 weight.copy_(parameter.detach())
                 parameter.data = weight
-        self.memory.meet()
+        self.memory.barrier()
 
     def lend_gradients(self, parameters: Iterable[Tensor]) -> None:
         for parameter in parameters:
@@ -132,7 +81,7 @@ class SharingRanks(Ranks):
             if parameter.grad is not None:
                 gradient.copy_(parameter.grad)  # nothing to do where it was lent
                 parameter.grad = gradient if parameter in self.own else None
-        self.memory.meet()
+        self.memory.barrier()
         total = mine[self.own_values]
         for rank, row in enumerate(self.rows):
             if rank != self.rank:
@@ -141,13 +90,13 @@ class SharingRanks(Ranks):
 
     def norm(self) -> Tensor:
         self.rows[self.rank, NORM] = super().norm()
-        self.memory.meet()
+        self.memory.barrier()
         return torch.linalg.vector_norm(self.rows[:, NORM])
 
     def end_update(self) -> None:
         for parameter in self.weights:
             parameter.grad = None  # else `Module.to` would move the row's part out of the row
-        self.memory.meet()
+        self.memory.barrier()
 
     def close(self, state: dict[str, Tensor]) -> None:
         for parameter in self.weights:
@@ -158,22 +107,18 @@ class SharingRanks(Ranks):
         self.memory.close()
 
 
-def join_ranks(
-    model: nn.Module, parameters: Mapping[str, Tensor], state: dict[str, Tensor]
-) -> Ranks:
-    """Give all ranks the weights of rank 0; returns how they train on together.
+def sharing_ranks(
+    parameters: Mapping[str, Tensor], state: dict[str, Tensor]
+) -> SharingRanks | None:
+    """`SharingRanks`, where all ranks are on this machine and their parameters may move; else None.
 
-    parameters: by name, those that are trained; state: the optimiser's, the same on all ranks,
+    parameters: by name, those that are trained, the same on all ranks; state: the optimiser's,
     whose tensors may be replaced. All ranks take part.
     """
-    for tensor in model.state_dict().values():
-        dist.broadcast(tensor, src=0)
     memory = None
     if _may_move(list(parameters.values())):
         memory = open_shared_memory(pieces_of(parameters, state, dist.get_world_size()))
-    if memory is None:
-        return SummingRanks(parameters)
-    return SharingRanks(parameters, state, memory)
+    return None if memory is None else SharingRanks(parameters, state, memory)
 
 
 def _may_move(parameters: Sequence[Tensor]) -> bool:

@@ -52,7 +52,7 @@ class SharedMemory:
     rank: int
     peers: Sequence[socket.socket]
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Return once every rank has come here as often as this one.
 
         What a rank wrote before, all read after. Raises ConnectionError where another rank's

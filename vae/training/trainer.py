@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vae import acceleration
 from vae.data import Batch, NoiseShape, Source
-from vae.fast import perceptron
-from vae.fast.cuda_graphs import GraphedSteps, may_be_graphed
-from vae.fast.ranks import Ranks, join_ranks
 from vae.models import VAE
 from vae.objectives import Objective, ObjectiveTerms, TrainingModule
 from vae.optimizers import OPTIMIZERS
+from vae.parallel import Ranks, SummingRanks
 from vae.system import keep_freed_memory
 from vae.training.config import TrainingConfig
 from vae.training.state import DivergenceError, EpochStats, TrainingState
+
+if TYPE_CHECKING:
+    from vae.acceleration import GraphedSteps
 
 DDP_DEVICES = ("cuda",)
 
@@ -38,6 +40,7 @@ def fit(
     state: TrainingState | None = None,
     *,
     objective: Objective | None = None,
+    fast: bool = True,
 ) -> Iterator[EpochStats]:
     """Train `model` in place and yield after each epoch, starting behind `state`'s last one.
 
@@ -47,7 +50,8 @@ def fit(
     with `gradient_clip`: on one machine both times, or on several). Ranks on CPUs of one machine
     may share the memory of their weights and of the optimiser's state until `fit` ends: who changes
     them at a yield changes all ranks'. After an error of another kind than the one below the
-    weights may be between two steps: go on from a checkpoint.
+    weights may be between two steps: go on from a checkpoint. fast: whether fast paths may be
+    taken (`vae.fast`), to the same numbers but for rounding.
 
     Raises DivergenceError, on every rank at the same step, when the loss is not finite; the weights
     are then still those before that step. Also in place of the last epoch, when no epoch had a
@@ -55,7 +59,7 @@ def fit(
     """
     keep_freed_memory()
     state = TrainingState() if state is None else state
-    trainer = Trainer(model, data, config, objective or Objective(), state)
+    trainer = Trainer(model, data, config, objective or Objective(), state, fast)
     try:
         while not state.finished(config):
             stats = trainer.epoch()
@@ -76,6 +80,7 @@ class Trainer:
         config: TrainingConfig,
         objective: Objective,
         state: TrainingState,
+        fast: bool = True,
     ) -> None:
         self.model, self.config, self.objective, self.state = model, config, objective, state
         parameter = next(model.parameters())
@@ -97,11 +102,13 @@ class Trainer:
             named, weight_decay=config.weight_decay, tensors=state.optimizer
         )
         self.learning_rate = config.learning_rate
+        self.fast = fast
         self.graphed: GraphedSteps | None = None
-        if self.world_size == 1 and may_be_graphed(model):
-            self.graphed = GraphedSteps(
-                self.gradient, self.update, self.parameters, config.batch_size
-            )
+        if self.world_size == 1:
+            with acceleration.allowed(fast):
+                self.graphed = acceleration.graphed_steps(
+                    model, self.gradient, self.update, self.parameters, config.batch_size
+                )
         self.noise = NoiseShape(
             objective.num_samples,
             model.noise_dim,
@@ -110,19 +117,21 @@ class Trainer:
             objective.num_drawn is not None,
         )
         self.steps_per_epoch = -(-self.data.num_train // config.batch_size)
-        self.by_hand = self._parameters_by_hand()
+        self.manual: list[Tensor] = []
         self.ranks = Ranks(named)
         if self.world_size > 1 and not self.uses_ddp:
-            self.ranks = join_ranks(model, named, self.optimizer.tensors)
+            with acceleration.allowed(fast):
+                self.ranks = join_ranks(model, named, self.optimizer.tensors)
 
-    def _parameters_by_hand(self) -> list[Tensor]:
-        """Those whose gradient is taken by hand; none: autograd takes all.
+    def _manual_parameters(self) -> list[Tensor]:
+        """Those whose gradient needs no autograd; none: autograd takes all.
 
         Asked once an epoch: at small batches it costs a twentieth of a step.
         """
         batch_size = min(self.config.batch_size, self.data.num_train)
-        by_hand = not self.uses_ddp and self.module.goes_by_hand(batch_size)
-        return perceptron.parameters_of(self.model) if by_hand else []
+        if self.uses_ddp or not self.module.has_manual_backward(batch_size):
+            return []
+        return self.module.manual_parameters()
 
     @property
     def stepper(self) -> Trainer | GraphedSteps:
@@ -134,7 +143,7 @@ class Trainer:
         self.ranks.close(self.optimizer.tensors)
 
     def epoch(self) -> EpochStats:
-        with self.model.products_in(self.config.precision):
+        with acceleration.allowed(self.fast), self.model.products_in(self.config.precision):
             return self._epoch()
 
     def _epoch(self) -> EpochStats:
@@ -144,7 +153,7 @@ class Trainer:
         batches = self.train_batches(epoch)
         self.module.train()
         self.ranks.begin_epoch()
-        self.by_hand = self._parameters_by_hand()
+        self.manual = self._manual_parameters()
         batch, step = next(batches, None), 0
         while batch is not None:
             gradient = self.stepper.gradient(batch, beta)
@@ -212,9 +221,9 @@ class Trainer:
         if self.objective.reduction == "mean":
             scale /= batch.global_size
         self.optimizer.zero_grad()
-        if self.by_hand:
-            self.ranks.lend_gradients(self.by_hand)
-            terms = self.module.by_hand(batch.x, batch.eps, float(beta), scale)
+        if self.manual:
+            self.ranks.lend_gradients(self.manual)
+            terms = self.module.manual_backward(batch.x, batch.eps, float(beta), scale)
             loss = terms.surrogate.sum() * -scale
         else:
             terms = self.parallel(batch.x, batch.eps, batch.u, beta, batch.v)
@@ -286,6 +295,19 @@ class Trainer:
             state.best_weights = {
                 name: value.detach().clone() for name, value in self.model.state_dict().items()
             }
+
+
+def join_ranks(
+    model: nn.Module, parameters: Mapping[str, Tensor], state: dict[str, Tensor]
+) -> Ranks:
+    """Give all ranks the weights of rank 0; returns how they train on together.
+
+    parameters: by name, those that are trained; state: the optimiser's, the same on all ranks,
+    whose tensors may be replaced. All ranks take part.
+    """
+    for tensor in model.state_dict().values():
+        dist.broadcast(tensor, src=0)
+    return acceleration.sharing_ranks(parameters, state) or SummingRanks(parameters)
 
 
 def _sums(terms: ObjectiveTerms) -> Tensor:

@@ -81,7 +81,7 @@ def check(trainer):
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
     """By hand goes only on a CPU."""
-    for name in ("knows", "knows_decoder"):
+    for name in ("supports", "supports_decoder"):
         monkeypatch.setattr(perceptron, name, lambda model: False)
 
 

@@ -278,7 +278,7 @@ def test_few_samples_are_left_to_the_model(threads, monkeypatch):
     def counted(*arguments: object) -> None:
         counts.append(arguments[-1])
 
-    monkeypatch.setattr("vae.evidence.estimators.compiled_decoder", counted)
+    monkeypatch.setattr("vae.acceleration.compiled_decoder", counted)
     for samples in (47, 48):
         importance_sampling(model, x, samples, chunk_size=4)
     assert counts == [48]

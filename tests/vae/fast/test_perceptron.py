@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vae import acceleration
 from vae.data import Dataset
 from vae.fast import perceptron
 from vae.models import VAE, NormalPrior, VAEConfig
@@ -51,25 +52,25 @@ def terms_and_gradients(
     return terms, gradients_of(module)
 
 
-def decoder_both_ways(model: VAE, objective: Objective, monkeypatch: pytest.MonkeyPatch):
+def decoder_both_ways(model: VAE, objective: Objective):
     x, eps = data_and_noise(model, objective.num_samples)
     module = TrainingModule(model, objective)
     found = terms_and_gradients(module, x, eps)
-    monkeypatch.setattr(perceptron, "knows_decoder", lambda model: False)
-    return found, terms_and_gradients(module, x, eps)
+    with acceleration.allowed(False):
+        return found, terms_and_gradients(module, x, eps)
 
 
-def elbo_both_ways(model: VAE, num_samples: int, monkeypatch: pytest.MonkeyPatch):
-    """By hand and by autograd, for the whole batch and for each example alone."""
+def elbo_both_ways(model: VAE, num_samples: int):
+    """Written out and by autograd, for the whole batch and for each example alone."""
     x, eps = data_and_noise(model, num_samples)
     module = TrainingModule(model, Objective(num_samples=num_samples))
-    monkeypatch.setattr(perceptron, "knows_decoder", lambda model: False)
     for own in (slice(None), *(slice(row, row + 1) for row in range(len(x)))):
         module.zero_grad()
-        terms = module.by_hand(x[own], eps[:, own], 0.7, 0.25)
+        terms = module.manual_backward(x[own], eps[:, own], 0.7, 0.25)
         found = terms, gradients_of(module)
         module.zero_grad()
-        expected = module(x[own], eps[:, own], None, 0.7)
+        with acceleration.allowed(False):
+            expected = module(x[own], eps[:, own], None, 0.7)
         (expected.surrogate.sum() * -0.25).backward()
         yield found, (expected, gradients_of(module))
 
@@ -77,10 +78,10 @@ def elbo_both_ways(model: VAE, num_samples: int, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("activation", perceptron.ACTIVATIONS)
 @pytest.mark.parametrize("hidden", [(), (8,), (8, 7)])
 @pytest.mark.parametrize("num_samples", [1, 3])
-def test_terms_and_gradients_are_autograds(activation, hidden, num_samples, monkeypatch):
+def test_terms_and_gradients_are_autograds(activation, hidden, num_samples):
     model = model_of(torch.float64, activation=activation, hidden=hidden)
-    assert perceptron.knows(model)
-    for (terms, gradients), expected in elbo_both_ways(model, num_samples, monkeypatch):
+    assert perceptron.supports(model)
+    for (terms, gradients), expected in elbo_both_ways(model, num_samples):
         torch.testing.assert_close(terms, expected[0], rtol=1e-12, atol=0)
         assert len(gradients) == len(list(model.parameters()))
         torch.testing.assert_close(gradients, expected[1], rtol=1e-11, atol=1e-12)
@@ -90,12 +91,12 @@ def test_a_gradient_that_is_there_is_written_over():
     model = model_of(torch.float64)
     x, eps = data_and_noise(model, 1)
     module = TrainingModule(model, Objective())
-    module.by_hand(x, eps, 1.0, 1.0)
+    module.manual_backward(x, eps, 1.0, 1.0)
     expected = gradients_of(module)
-    module.by_hand(1 - x, -eps, 0.5, 2.0)
+    module.manual_backward(1 - x, -eps, 0.5, 2.0)
     places = [parameter.grad for parameter in module.parameters()]
     assert not torch.equal(gradients_of(module)[0], expected[0])
-    module.by_hand(x, eps, 1.0, 1.0)
+    module.manual_backward(x, eps, 1.0, 1.0)
     assert all(one is two.grad for one, two in zip(places, module.parameters(), strict=True))
     torch.testing.assert_close(gradients_of(module), expected, rtol=0, atol=0)
 
@@ -104,29 +105,29 @@ def test_frozen_parameters_get_no_gradient():
     model = model_of(torch.float64)
     model.decoder.output.weight.requires_grad_(False)
     x, eps = data_and_noise(model, 1)
-    TrainingModule(model, Objective()).by_hand(x, eps, 1.0, 1.0)
+    TrainingModule(model, Objective()).manual_backward(x, eps, 1.0, 1.0)
     without = [name for name, value in model.named_parameters() if value.grad is None]
     assert without == ["decoder.output.weight"]
 
 
-def test_training_takes_its_gradient_by_hand_and_ends_where_autograd_does(monkeypatch):
+def test_training_takes_the_manual_backward_pass_and_ends_where_autograd_does(monkeypatch):
     data = Dataset(
         train=data_and_noise(model_of(torch.float32), 1)[0], valid=torch.ones(1, 1, 6, 6)
     )
-    weights, by_hand = [], []
+    weights, manual = [], []
     elbo_and_gradient = perceptron.elbo_and_gradient
     monkeypatch.setattr(
         perceptron,
         "elbo_and_gradient",
-        lambda *args, **options: by_hand.append(1) or elbo_and_gradient(*args, **options),
+        lambda *args, **options: manual.append(1) or elbo_and_gradient(*args, **options),
     )
-    for knows in (perceptron.knows, lambda model: False):
-        monkeypatch.setattr(perceptron, "knows", knows)
+    for supports in (perceptron.supports, lambda model: False):
+        monkeypatch.setattr(perceptron, "supports", supports)
         model = model_of(torch.float64)
         config = TrainingConfig(epochs=3, batch_size=2, gradient_clip=5.0)
         list(fit(model, data, config, objective=Objective(num_samples=2, beta=0.5)))
         weights.append(list(model.parameters()))
-    assert len(by_hand) == 9
+    assert len(manual) == 9
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-9, atol=1e-10)
 
 
@@ -145,31 +146,31 @@ def test_of_decoders_too(changes, name, samples_at_once, monkeypatch):
         else Objective(name=name, num_samples=3)
     )
     model = model_of(torch.float64, **changes)
-    asked, knows_decoder = [], perceptron.knows_decoder
+    asked, supports_decoder = [], perceptron.supports_decoder
     monkeypatch.setattr(
-        perceptron, "knows_decoder", lambda model: asked.append(model) or knows_decoder(model)
+        perceptron, "supports_decoder", lambda model: asked.append(model) or supports_decoder(model)
     )
-    (terms, gradients), expected = decoder_both_ways(model, objective, monkeypatch)
+    (terms, gradients), expected = decoder_both_ways(model, objective)
     assert asked
-    assert knows_decoder(model)
+    assert supports_decoder(model)
     torch.testing.assert_close(terms, expected[0], rtol=1e-11, atol=0)
     assert len(gradients) == len(expected[1])
     torch.testing.assert_close(gradients, expected[1], rtol=1e-10, atol=1e-11)
 
 
-def test_float32_differs_by_rounding(monkeypatch):
+def test_float32_differs_by_rounding():
     model = model_of(torch.float32)
-    for (terms, gradients), expected in elbo_both_ways(model, 2, monkeypatch):
+    for (terms, gradients), expected in elbo_both_ways(model, 2):
         torch.testing.assert_close(terms, expected[0], rtol=2e-6, atol=0)
         torch.testing.assert_close(gradients, expected[1], rtol=2e-5, atol=2e-5)
 
 
-def test_certain_and_wrong_pixels_keep_their_digits(monkeypatch):
+def test_certain_and_wrong_pixels_keep_their_digits():
     """Where 1 - σ(logit) is 0 in float32."""
     model = model_of(torch.float32)
     with torch.no_grad():
         model.decoder.output.bias.add_(40 * torch.randn(36))
-    for (terms, gradients), expected in elbo_both_ways(model, 1, monkeypatch):
+    for (terms, gradients), expected in elbo_both_ways(model, 1):
         assert terms.log_px_z.max() < -300
         torch.testing.assert_close(terms, expected[0], rtol=2e-6, atol=0)
         torch.testing.assert_close(gradients, expected[1], rtol=2e-5, atol=1e-4)
@@ -186,16 +187,16 @@ def test_certain_and_wrong_pixels_keep_their_digits(monkeypatch):
 )
 def test_other_models_are_autograds(changes):
     model = VAE(VAEConfig(**CONFIG | changes))
-    assert not perceptron.knows(model)
-    assert perceptron.knows_decoder(model) == (changes in DECODERS)
+    assert not perceptron.supports(model)
+    assert perceptron.supports_decoder(model) == (changes in DECODERS)
 
 
 def test_bf16_is_autograds():
     model = model_of(torch.float32)
     with model.products_in("bf16"):
         assert model.precision == "bf16"
-        assert not perceptron.knows(model)
-    assert perceptron.knows(model)
+        assert not perceptron.supports(model)
+    assert perceptron.supports(model)
 
 
 class Carried(nn.Module):
@@ -251,9 +252,9 @@ CHANGES = [carried, without_bias, other_activation, dropped_out, other_prior, ti
 def test_changed_models_are_autograds(change):
     model = model_of(torch.float32)
     change(model)
-    assert not perceptron.knows(model)
+    assert not perceptron.supports(model)
     of_encoder = change in (carried, dropped_out, other_prior, tied)
-    assert perceptron.knows_decoder(model) == of_encoder
+    assert perceptron.supports_decoder(model) == of_encoder
 
 
 @pytest.mark.parametrize("part", ["decoder", "decoder.body.0", "decoder.output"])
@@ -265,12 +266,12 @@ def test_hooks_are_called(part, register):
     model, calls = model_of(torch.float32), []
     handle = getattr(model.get_submodule(part), register)(lambda *args: calls.append(args) or None)
     module = TrainingModule(model, Objective())
-    assert not module.goes_by_hand(2)
+    assert not module.has_manual_backward(2)
     x, eps = torch.ones(2, 1, 6, 6), torch.zeros(1, 2, 3)
     module(x, eps).surrogate.sum().backward()
     assert len(calls) == 1
     handle.remove()
-    assert perceptron.knows(model)
+    assert perceptron.supports(model)
 
 
 @pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
@@ -279,11 +280,11 @@ def test_hooks_of_parameters_are_called(register):
     module = TrainingModule(model, Objective())
     x, eps = torch.ones(2, 1, 6, 6), torch.zeros(1, 2, 3)
     handle = getattr(model.encoder.output.weight, register)(lambda *args: calls.append(args))
-    assert not module.goes_by_hand(len(x))
+    assert not module.has_manual_backward(len(x))
     module(x, eps).surrogate.sum().backward()
     assert len(calls) == 1
     handle.remove()
-    assert module.goes_by_hand(len(x))
+    assert module.has_manual_backward(len(x))
 
 
 def test_a_parameter_frozen_on_the_way_stays_as_it_is():
@@ -302,9 +303,9 @@ def test_a_parameter_frozen_on_the_way_stays_as_it_is():
 
 
 def test_other_types_are_autograds():
-    assert not perceptron.knows(model_of(torch.bfloat16))
+    assert not perceptron.supports(model_of(torch.bfloat16))
     with torch.autocast("cpu", torch.bfloat16):
-        assert not perceptron.knows(model_of(torch.float32))
+        assert not perceptron.supports(model_of(torch.float32))
 
 
 def test_the_gradient_of_data_and_noise_is_autograds():
@@ -320,7 +321,7 @@ def test_the_gradient_of_data_and_noise_is_autograds():
 @pytest.mark.parametrize("shape", [(5, 36), (5, 6, 6), (5, 6, 6, 1), (5, 1, 6, 5)])
 def test_data_of_another_shape_is_refused(shape):
     module = TrainingModule(model_of(torch.float32), Objective())
-    for terms in (module, lambda x, eps: module.by_hand(x, eps, 1.0, 1.0)):
+    for terms in (module, lambda x, eps: module.manual_backward(x, eps, 1.0, 1.0)):
         with pytest.raises(ValueError, match=r"x: expected shape \(B, 1, 6, 6\)"):
             terms(torch.ones(shape), torch.zeros(1, 5, 3))
         with pytest.raises(ValueError, match=r"eps: expected shape \(K, B, L\) = \(1, 5, 3\)"):

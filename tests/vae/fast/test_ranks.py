@@ -11,8 +11,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from vae.fast.ranks import Ranks, SharingRanks, SummingRanks, _may_move, join_ranks
+from vae.fast.ranks import SharingRanks, _may_move
+from vae.parallel import Ranks, SummingRanks
 from vae.system import shared_memory
+from vae.training.trainer import join_ranks
 
 RANKS, STEPS = 3, 20
 WAYS = ("shared", "one elsewhere", "no memory", "too large")
