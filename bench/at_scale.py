@@ -27,6 +27,7 @@ from pipeline.prepare import prepare
 from pipeline.stage import load_split, read_shard, shard_paths
 from pipeline.train import build_model
 from vae.data import Dataset, statistics_of
+from vae.evidence import EvidenceSettings
 from vae.models import VAE, VAEConfig
 from vae.objectives import Objective
 from vae.training import Trainer, TrainingConfig, TrainingState
@@ -78,7 +79,8 @@ def measure(root: Path, folder: Path) -> dict[str, float]:
     model = build_model(config, data, seed=0)
     rates = {f"train_at_{b}": training_rate(model, data, b) for b in STEPS}
     test = splits["test"][:SCORED]
-    scoring, _ = seconds(lambda: score_split(model.eval(), test, K, 0, "refined"))
+    settings = EvidenceSettings(num_samples=K, proposal="refined")
+    scoring, _ = seconds(lambda: score_split(model.eval(), test, settings))
     return {
         "prepare": sum(meta.counts.values()) / preparing,
         "bytes_per_example": size / meta.counts["train"],

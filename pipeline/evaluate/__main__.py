@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from pipeline.stage import (
 )
 from pipeline.tracking import mirror as tracking
 from vae.diagnostics import active_units, collapse_verdict
+from vae.evidence import EvidenceSettings
 from vae.models import VAE, CheckpointError, load
 from vae.system import whole_directory
 from vae.trust import KHAT_LIMIT
@@ -64,27 +66,29 @@ def evaluate(
         f"evaluate   how likely is unseen data? {len(x['test']):,} test and "
         f"{len(x['valid']):,} validation examples, K = {K:,}{until}, {config.proposal} proposals"
     )
-    settings = (K, config.seed, config.proposal, config.target_se, config.precision)
+    settings = EvidenceSettings(
+        num_samples=K,
+        seed=config.seed,
+        proposal=config.proposal,
+        target_se=config.target_se,
+        precision=config.precision,
+    )
     # First, for what follows is long, and must not be lost to it.
     baselines = spared("evaluate", "baseline", lambda: _baselines(config, meta, model, x)) or [
         Baseline(name="none, since it failed", log_px=torch.full((len(x["test"]),), math.nan))
     ]
     with steps("evaluate", len(x["test"]) + len(x["valid"]), "example") as shown:
-        test = score_split(model, x["test"], *settings, done=shown.to)
+        test = score_split(model, x["test"], settings, done=shown.to)
         before = len(x["test"])
-        valid = score_split(model, x["valid"], *settings, done=lambda n: shown.to(before + n))
+        valid = score_split(model, x["valid"], settings, done=lambda n: shown.to(before + n))
     num_values = math.prod(meta.data_shape)
     metrics = summarise(test, baselines, space=meta.space, num_values=num_values)
-    how = {
-        "proposal": config.proposal,
-        "target_se": config.target_se,
-        "precision": config.precision,
-    }
+    how = settings.to_dict()
     metrics |= how | _collapse(model, x["test"])
 
     def log_px(changed: Tensor) -> np.ndarray:
-        samples = min(K, shifted_data.MOST_SAMPLES)
-        return score_split(model, changed, samples, *settings[1:]).log_px
+        few = replace(settings, num_samples=min(K, shifted_data.MOST_SAMPLES))
+        return few.log_px(model, changed).numpy()
 
     scored = np.isfinite(test.log_px)
     metrics["shifted"] = spared(

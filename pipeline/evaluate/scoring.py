@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vae.evidence import example_generators, importance_sampling
+from vae.evidence import EvidenceSettings, example_generators, importance_sampling
 from vae.models import VAE, kl_divergence
-
-BATCH_VALUES = {"cpu": 2**17, "cuda": 2**18}  # in a batch, whose decoder outputs come in chunks
-
 
 BOUND_SAMPLES = 100  # of the encoder's posterior, for the ELBO's terms
 
@@ -48,11 +44,7 @@ class SplitEvidence:
 def score_split(
     model: VAE,
     x: Tensor,
-    num_samples: int,
-    seed: int,
-    proposal: str = "encoder",
-    target_se: float | None = None,
-    precision: str = "fp32",
+    settings: EvidenceSettings,
     done: Callable[[int], None] | None = None,
 ) -> SplitEvidence:
     """Importance-sampled log p(x) and the ELBO's terms for every example of a split.
@@ -60,25 +52,20 @@ def score_split(
     Args:
         model: in evaluation mode.
         x: (N, *data_shape), in data units.
-        num_samples: K; the most with target_se.
-        seed: of the importance samples; each example's noise is its own, as in the served model.
-        proposal: a name in `vae.evidence.proposals`.
-        target_se, precision: as in `vae.evidence.importance_sampling`.
+        settings: of the estimates, as the served model has them.
         done: told after each batch how many examples are behind it.
 
     The ELBO's terms are means over min(K, 100) samples of the encoder's posterior; the KL is
     exact where it has a closed form.
     """
-    device = next(model.parameters()).device
-    sample = partial(importance_sampling, model, precision=precision)
     rows: list[dict[str, Tensor]] = []
     ladders: list[dict[int, Tensor]] = []
-    values = BATCH_VALUES.get(device.type, BATCH_VALUES["cpu"])
-    for part in x.split(max(1, min(1024, values // max(1, x[0].numel())))):
-        part = part.to(device)
-        noise = example_generators(part, seed)
-        found = sample(part, num_samples, generator=noise, proposal=proposal, target_se=target_se)
-        bound = sample(part, min(num_samples, BOUND_SAMPLES), generator=noise)
+    samples = min(settings.num_samples, BOUND_SAMPLES)
+    for part, found in settings.estimates(model, x):
+        noise = example_generators(part, settings.seed)
+        bound = importance_sampling(
+            model, part, samples, generator=noise, precision=settings.precision
+        )
         with torch.inference_mode():
             closed = kl_divergence(model.posterior(part), model.prior())
         kl = bound.kl if closed is None else closed

@@ -25,8 +25,8 @@ import pandas as pd
 
 from pipeline.params import PlainParams, load_plain_params
 from pipeline.register.champion import (
-    EvidenceSettings,
     compare,
+    evidence_name,
     keep_evidence,
     seen_examples,
     stored_evidence,
@@ -63,6 +63,7 @@ from pipeline.stage import (
     write_json,
 )
 from pipeline.tracking import Store, Unreachable, git_commit, mirror as tracking, send
+from vae.evidence import EvidenceSettings
 
 EXAMPLES = 2
 
@@ -116,18 +117,21 @@ def _register(params: PlainParams, paths: Paths, store: Store, ensure: bool) -> 
     store.log_data(run_id, asdict(meta))
     table = pd.read_parquet(paths.evaluate / "per_example.parquet")
     evidence = dict(zip(table["id"].astype(str), table["log_px"], strict=True))
-    settings = EvidenceSettings.of(meta.hash, metrics, params.evaluate.seed)
+    settings = EvidenceSettings.of({"seed": params.evaluate.seed, **metrics})
     home = version.run_id if store.is_active(version.run_id) else run_id
-    keep_evidence(store, home, settings.name, evidence, seen_examples(paths.prepared))
+    keep_evidence(
+        store, home, evidence_name(meta.hash, settings), evidence, seen_examples(paths.prepared)
+    )
 
     before = stored_record(version.tags) or {}
     measured = {key: metrics.get(key) for key in EVIDENCE_KEYS}
-    measured |= {"data_hash": meta.hash, "seed": params.evaluate.seed}
+    measured |= {"data_hash": meta.hash, "seed": settings.seed}
     kept = bool(before) and is_weaker(measured, before)
     if kept:
         measured = {key: before[key] for key in EVIDENCE_KEYS}
-        settings = EvidenceSettings.of(meta.hash, before, before["seed"])
-        evidence = stored_evidence(store, version.run_id, settings.name) or {}
+        settings = EvidenceSettings.of(before)
+        name = evidence_name(meta.hash, settings)
+        evidence = stored_evidence(store, version.run_id, name) or {}
     champion = registry.alias(CHAMPION)
     stands = champion == version.number and before.get("verdict") == CHAMPION
     comparison, why_not = None, None

@@ -13,9 +13,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -24,44 +22,25 @@ from pipeline.register.gate import Comparison, paired_gain
 from pipeline.register.registry import Registry, Version
 from pipeline.stage import load_meta, load_split, say, shard_paths
 from pipeline.tracking import Store, Unreachable
+from vae.evidence import EvidenceSettings
 
 EVIDENCE, SEEN = "evidence", "evidence/seen.parquet"
 
 
-@dataclass(frozen=True)
-class EvidenceSettings:
-    """What per-example log p(x) depends on besides the model."""
+def evidence_name(data_hash: str, settings: EvidenceSettings) -> str:
+    """Where per-example log p(x) of data is stored with a model's run."""
+    how = f"{settings.proposal}-k{settings.num_samples}-seed{settings.seed}"
+    how += "" if settings.target_se is None else f"-se{settings.target_se:g}"
+    how += "" if settings.precision == "fp32" else f"-{settings.precision}"
+    return f"{EVIDENCE}/{data_hash[:16]}-{how}.parquet"
 
-    data_hash: str
-    num_samples: int
-    seed: int
-    proposal: str = "encoder"
-    target_se: float | None = None
-    precision: str = "fp32"
 
-    @classmethod
-    def of(cls, data_hash: str, metrics: Mapping[str, Any], seed: int) -> EvidenceSettings:
-        """Of metrics.json, which evaluate wrote with this seed."""
-        return cls(
-            data_hash,
-            metrics["num_samples"],
-            seed,
-            metrics.get("proposal", "encoder"),
-            metrics.get("target_se"),
-            metrics.get("precision", "fp32"),
-        )
-
-    @property
-    def name(self) -> str:
-        how = f"{self.proposal}-k{self.num_samples}-seed{self.seed}"
-        how += "" if self.target_se is None else f"-se{self.target_se:g}"
-        how += "" if self.precision == "fp32" else f"-{self.precision}"
-        return f"{EVIDENCE}/{self.data_hash[:16]}-{how}.parquet"
-
-    def name_by_columns(self, columns: Sequence[str] | None) -> str:
-        """For a model of other data, which was given these columns of the data by their names."""
-        names = hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:8]
-        return self.name.replace(".parquet", f"-by-name-{names}.parquet")
+def evidence_name_by_columns(
+    data_hash: str, settings: EvidenceSettings, columns: Sequence[str] | None
+) -> str:
+    """The same for a model of other data, which was given these columns by their names."""
+    names = hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:8]
+    return evidence_name(data_hash, settings).replace(".parquet", f"-by-name-{names}.parquet")
 
 
 def compare(
@@ -76,11 +55,16 @@ def compare(
     Columns are matched by name; raises NotComparable where the two model different data.
     """
     theirs = DataRecord.of_version(champion.tags.get("measure"), registry.data_of(champion))
-    ours = DataRecord.of_meta(load_meta(prepared))
+    meta = load_meta(prepared)
+    ours = DataRecord.of_meta(meta)
     convert = conversion(theirs, ours)
-    own_data = champion.tags.get("data_hash") == settings.data_hash
+    own_data = champion.tags.get("data_hash") == meta.hash
     same_names = own_data and theirs.columns == ours.columns
-    name = settings.name if same_names else settings.name_by_columns(ours.columns)
+    name = (
+        evidence_name(meta.hash, settings)
+        if same_names
+        else evidence_name_by_columns(meta.hash, settings, ours.columns)
+    )
     seen: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
         if not own_data:
@@ -111,7 +95,6 @@ def _score_champion(
     """The champion's log p(x) on the test split, with the same K and seed."""
     import torch
 
-    from pipeline.evaluate import score_split
     from vae.models import CheckpointError, load
 
     say(f"register   scores champion version {champion.number} on this test split")
@@ -119,18 +102,10 @@ def _score_champion(
     try:
         model = load(registry.download(champion.number, folder))
         x = torch.tensor(convert(test.x))  # a copy: what Parquet gives is read-only
-        found = score_split(
-            model,
-            x,
-            settings.num_samples,
-            settings.seed,
-            settings.proposal,
-            settings.target_se,
-            settings.precision,
-        )
+        log_px = settings.log_px(model, x)
     except (CheckpointError, ValueError, RuntimeError, Unreachable) as error:
         raise NotComparable(f"it could not be evaluated by this code ({error})") from error
-    return dict(zip(test.id.astype(str), found.log_px.tolist(), strict=True))
+    return dict(zip(test.id.astype(str), log_px.tolist(), strict=True))
 
 
 def keep_evidence(

@@ -319,7 +319,7 @@ def _signature(data_shape: tuple[int, ...], discrete: bool) -> Any:
             [
                 ParamSpec("task", DataType.string, "score"),
                 ParamSpec("num_samples", DataType.long, None),
-                ParamSpec("seed", DataType.long, 0),
+                ParamSpec("seed", DataType.long, None),
             ]
         ),
     )

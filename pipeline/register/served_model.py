@@ -23,6 +23,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 from torch import Tensor
 
-from vae.evidence import example_generators, importance_sampling, seeded_sample, standard_normal
+from vae.evidence import EvidenceSettings, seeded_sample, standard_normal
 from vae.models import VAE, load
 
 TASKS = ("score", "encode", "decode", "reconstruct", "sample")
@@ -47,7 +48,6 @@ MOST_DRAWS = 2**21  # B x K of one call: about a minute of a small model on two 
 MOST_VALUES = 2**24  # of the input and of the answer
 MOST_BYTES = 2**25  # of a served request's body, before it is parsed
 DEFAULT_IMAGES = 16
-BATCH_VALUES = 2**17  # data values scored at a time
 MOMENT_SAMPLES = 1000  # for the moments of a posterior that has none in closed form
 
 LARGEST = 1e100  # beyond, a square is no number
@@ -66,10 +66,7 @@ class ScoredVAE(PythonModel):
         reference = json.loads((folder / "reference.json").read_text())
         self.reference_log_px = np.asarray(reference["log_px"])
         self.reference_percent = 100 * np.asarray(reference["probabilities"])
-        self.num_samples = int(reference["num_samples"])
-        self.proposal = str(reference.get("proposal", "encoder"))
-        self.target_se: float | None = reference.get("target_se")
-        self.precision = str(reference.get("precision", "fp32"))
+        self.settings = EvidenceSettings.of(reference)  # those of the quantiles
         data = json.loads((folder / "data.json").read_text())
         self.columns: list[str] | None = data["columns"]
         self.filled: dict[str, float] = data.get("filled") or {}  # for missing values
@@ -85,25 +82,28 @@ class ScoredVAE(PythonModel):
         0…255, raw), or a DataFrame: of a table by its columns' names, in any order and beside
         others, else with D columns; for `decode` z, (B, L); unused for `sample`.
         params: task (default score); num_samples: K for `score` (default: that of the reference
-        quantiles), how many for `sample` (16); seed (0).
+        quantiles), how many for `sample` (16); seed (for `score` that of the quantiles, else 0).
         Raises MlflowException, in a sentence, for anything else.
         """
         chosen = checked_parameters(params)
-        task, seed = chosen["task"], chosen["seed"]
+        task, seed = chosen["task"], chosen["seed"] or 0
         if task == "sample":
             return self._sample(chosen["num_samples"] or DEFAULT_IMAGES, seed)
         if task == "decode":
             return self._decode(_all_finite(to_array(model_input)))
         x = self._to_data(to_array(self._in_order(model_input)))
         if task == "score":
-            return self._score(x, chosen["num_samples"] or self.num_samples, seed)
+            asked = {"num_samples": chosen["num_samples"], "seed": chosen["seed"]}
+            given = {name: value for name, value in asked.items() if value is not None}
+            return self._score(x, replace(self.settings, **given))
         _all_finite(x.numpy())
         mean, std = self._moments(x, seed)
         if task == "encode":
             return {"mean": mean.numpy(), "std": std.numpy()}
         return self._mean_of(mean)
 
-    def _score(self, x: Tensor, num_samples: int, seed: int) -> pd.DataFrame:
+    def _score(self, x: Tensor, settings: EvidenceSettings) -> pd.DataFrame:
+        num_samples = settings.num_samples
         if len(x) * num_samples > MOST_DRAWS:
             raise refusal(
                 f"{len(x):,} examples with {num_samples:,} samples each are more than a call takes "
@@ -114,7 +114,7 @@ class ScoredVAE(PythonModel):
         names = ("log_px", "se", "ess", "khat")
         table = pd.DataFrame(np.nan, index=range(len(x)), columns=list(names))
         if whole.any():
-            table.loc[whole] = self._estimates(x[torch.from_numpy(whole)], num_samples, seed, names)
+            table.loc[whole] = self._estimates(x[torch.from_numpy(whole)], settings, names)
         lost = whole & ~np.isfinite(table["log_px"].to_numpy())
         table.loc[lost] = np.nan
         # inf, where a tail is heavier than floats can hold, is no JSON; nor is it a number
@@ -131,22 +131,10 @@ class ScoredVAE(PythonModel):
         return _json_safe(table)
 
     def _estimates(
-        self, x: Tensor, num_samples: int, seed: int, names: tuple[str, ...]
+        self, x: Tensor, settings: EvidenceSettings, names: tuple[str, ...]
     ) -> np.ndarray:
         """Figures of examples whose values are numbers, (B, names), float64."""
-        rows = max(1, BATCH_VALUES // x[0].numel())
-        parts = [
-            importance_sampling(
-                self.model,
-                part,
-                num_samples,
-                generator=example_generators(part, seed),
-                proposal=self.proposal,
-                target_se=self.target_se,
-                precision=self.precision,
-            )
-            for part in x.split(rows)
-        ]
+        parts = [found for _, found in settings.estimates(self.model, x)]
         columns = [torch.cat([getattr(part, name) for part in parts]).double() for name in names]
         return torch.stack(columns, 1).numpy()
 
@@ -262,7 +250,7 @@ def checked_parameters(params: Mapping[str, Any] | None) -> dict[str, Any]:
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
         if not whole or not low <= value <= high:
             raise refusal(f"{name} is {value!r}; expected a whole number from {low} to {high}")
-    return {"task": task, "num_samples": given.get("num_samples"), "seed": given.get("seed", 0)}
+    return {"task": task, "num_samples": given.get("num_samples"), "seed": given.get("seed")}
 
 
 def to_array(values: Any) -> np.ndarray:

@@ -39,16 +39,16 @@ PART = re.compile(r"\d{6}-\d{6}\.parquet")  # stream and chunk; all else is no p
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of the model: score or encode, with K (None: the model's own) and the seed."""
+    """What is asked of the model: score or encode, with K and the seed (None: the model's own)."""
 
     name: str = "score"
     num_samples: int | None = None
-    seed: int = 0
+    seed: int | None = None
 
     @property
     def params(self) -> dict[str, Any]:
-        chosen = {"task": self.name, "seed": self.seed}
-        return chosen if self.num_samples is None else chosen | {"num_samples": self.num_samples}
+        chosen = {"task": self.name, "num_samples": self.num_samples, "seed": self.seed}
+        return {name: value for name, value in chosen.items() if value is not None}
 
 
 def score(model_uri: str, data: Path, out: Path, task: Task | None = None) -> int:
@@ -238,7 +238,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="models:/NAME@champion (the default), models:/NAME/3 or …")
     parser.add_argument("--data", type=Path, required=True, help="a folder, npz, csv or Parquet")
     parser.add_argument("--out", type=Path, required=True, help="a .parquet file")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="by default that of the percentiles")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -19,6 +19,7 @@ from pipeline.params import DataParams
 from pipeline.prepare import content_hashes
 from pipeline.register import Paths
 from pipeline.stage import Split, load_split, write_prepared
+from vae.evidence import EvidenceSettings
 from vae.models import VAE, VAEConfig, save
 
 DATA = DataParams(
@@ -256,9 +257,11 @@ def evaluate_outputs(
 ) -> Path:
     """reports/evaluate with real evidence; `changes` to its metrics."""
     test = load_split(prepared, "test")
-    found = score_split(model, torch.tensor(test.x), num_samples, 0)
+    settings = EvidenceSettings(num_samples=num_samples)
+    found = score_split(model, torch.tensor(test.x), settings)
     valid = torch.tensor(load_split(prepared, "valid").x)
-    write_json(folder / "reference.json", reference(score_split(model, valid, num_samples, 0)))
+    quantiles = reference(score_split(model, valid, settings))
+    write_json(folder / "reference.json", quantiles | settings.to_dict())
     table = pd.DataFrame({"id": test.id, "log_px": found.log_px, "se": found.se})
     table.to_parquet(folder / "per_example.parquet")
     log_px = float(found.log_px.mean())

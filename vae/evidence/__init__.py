@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         WIDEN as WIDEN,
         make_proposal as make_proposal,
     )
+    from vae.evidence.settings import EvidenceSettings as EvidenceSettings
     from vae.evidence.weights import (
         Evidence as Evidence,
         WeightStream as WeightStream,

@@ -21,7 +21,7 @@ from pipeline.evaluate import (
 from pipeline.params import EvaluateParams
 from pipeline.stage import UserError, write_prepared
 from tests.pipeline.builders import epoch_row, split, write_csv
-from vae.evidence import FactorAnalysis
+from vae.evidence import EvidenceSettings, FactorAnalysis, settings as settings_module
 from vae.models import VAE, VAEConfig, save
 
 Proposal = Literal["encoder", "laplace", "refined"]
@@ -264,10 +264,10 @@ def test_uniform_noise_costs_eight_bits(grey):
 def test_batches_are_only_a_matter_of_memory(grey, monkeypatch):
     """Every example is scored once, in order, whatever the batch size."""
     _, model, test, _ = grey
-    monkeypatch.setitem(scoring.BATCH_VALUES, "cpu", 16 * 7)
-    small = score_split(model, test, 1000, seed=1)
-    monkeypatch.setitem(scoring.BATCH_VALUES, "cpu", 16 * 60)
-    large = score_split(model, test, 1000, seed=1)
+    monkeypatch.setitem(settings_module.BATCH_VALUES, "cpu", 16 * 7)
+    small = score_split(model, test, EvidenceSettings(num_samples=1000, seed=1))
+    monkeypatch.setitem(settings_module.BATCH_VALUES, "cpu", 16 * 60)
+    large = score_split(model, test, EvidenceSettings(num_samples=1000, seed=1))
     error = np.hypot(small.se, large.se)
     assert (np.abs(small.log_px - large.log_px) < 5 * error).all()
     assert np.corrcoef(small.log_px, large.log_px)[0, 1] > 0.98

@@ -25,6 +25,7 @@ from pipeline.stage import UserError, load_meta, load_split
 from pipeline.tracking import send
 from tests.pipeline import builders
 from tests.pipeline.servers import free_port
+from vae.evidence import EvidenceSettings
 from vae.models import load
 
 NAME = "tightbound-blobs-grey8"
@@ -68,7 +69,7 @@ def test_the_first_model_becomes_champion_and_loads(project: Path) -> None:
     assert run.info.end_time == 1000 * (builders.STARTED + 100)
     folder = found.download(1, project / "download")
     x = torch.tensor(load_split(paths.prepared, "test").x)
-    ours = score_split(load(folder), x, 50, 0).log_px
+    ours = score_split(load(folder), x, EvidenceSettings(num_samples=50, seed=0)).log_px
     stored = pd.read_parquet(paths.evaluate / "per_example.parquet")["log_px"]
     np.testing.assert_array_equal(ours, stored)
 
@@ -170,8 +171,8 @@ def test_the_champion_is_scored_again_with_another_number_of_samples(
     result = register(params, paths)
     assert "scores champion version 1" in capsys.readouterr().out
     x = torch.tensor(load_split(paths.prepared, "test").x)
-    old = score_split(champion, x, 70, 0).log_px
-    new = score_split(load(paths.model), x, 70, 0).log_px
+    old = score_split(champion, x, EvidenceSettings(num_samples=70, seed=0)).log_px
+    new = score_split(load(paths.model), x, EvidenceSettings(num_samples=70, seed=0)).log_px
     assert result["gain"] == pytest.approx((new - old).mean(), rel=1e-12)
     register(params, paths)
     another_model(project, "train-third", num_samples=70, seed=5, start_at_mean=False)
@@ -191,8 +192,8 @@ def test_on_changed_data_the_champion_is_compared_without_what_it_saw(project: P
     another_model(project, "train-good")
     result = register(params, paths)
     x = torch.tensor(load_split(paths.prepared, "test").x)
-    new = score_split(load(paths.model), x, 50, 0).log_px
-    old = score_split(champion, x, 50, 0).log_px
+    new = score_split(load(paths.model), x, EvidenceSettings(num_samples=50, seed=0)).log_px
+    old = score_split(champion, x, EvidenceSettings(num_samples=50, seed=0)).log_px
     assert (result["num_pairs"], result["num_left_out"]) == (40, 15)
     assert result["gain"] == pytest.approx((new - old)[15:].mean(), rel=1e-12)
     assert "(40 pairs, without 15 that it was trained or selected on)" in result["reasons"][0]

@@ -23,6 +23,7 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 
+from pipeline.evaluate import reference, score_split
 from pipeline.register import (
     MOST_BYTES,
     MOST_VALUES,
@@ -37,7 +38,7 @@ from pipeline.stage import load_split
 from pipeline.tracking import send
 from tests.pipeline import builders
 from tests.pipeline.servers import at_home, free_port, running
-from vae.evidence import example_generators, importance_sampling
+from vae.evidence import EvidenceSettings, example_generators, importance_sampling
 from vae.models import VAE, VAEConfig, load, save
 from vae.system import file_hash
 
@@ -566,3 +567,29 @@ def test_true_and_false_and_pictures_of_0_and_1_are_refused(tmp_path: Path) -> N
     with pytest.raises(MlflowException, match="found only 0 and 1: black and white are 0 and 255"):
         grey.predict(None, np.array([[0.0, 1.0, 1.0, 0.0]]))
     assert len(grey.predict(None, np.array([[0, 1, 255, 0], [0, 1, 0, 0]]))) == 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        EvidenceSettings(num_samples=60, seed=5),
+        EvidenceSettings(num_samples=600, seed=2, proposal="refined", target_se=0.05),
+        EvidenceSettings(num_samples=300, seed=1, target_se=0.2, precision="bf16"),
+    ],
+)
+def test_the_quantiles_are_of_the_estimates_that_are_served(
+    tmp_path: Path, settings: EvidenceSettings
+) -> None:
+    """To the bit: asked for nothing else, it scores as the evaluation did."""
+    model = direct(tmp_path / "m")
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    made = score_split(model.model, torch.from_numpy(x), settings)
+    reference_json = tmp_path / "m" / "reference.json"
+    reference_json.write_text(json.dumps(reference(made) | settings.to_dict()))
+    model.load_context(
+        SimpleNamespace(artifacts={"weights": str(tmp_path / "m" / "weights.safetensors")})
+    )
+    found = model.predict(None, x)
+    np.testing.assert_array_equal(found["log_px"], made.log_px)
+    expected = 100 * (np.argsort(np.argsort(made.log_px)) / 39)
+    np.testing.assert_allclose(found["percentile"], expected, atol=1.5)
