@@ -150,9 +150,12 @@ def _with_autoscaler(there: Mapping[str, float]) -> dict[str, float]:
 
 def _autoscaler_most() -> dict[str, int]:
     """What the cluster's configuration allows it to grow to; empty where it doesn't grow."""
-    from ray._private.state import state  # ray.data asks the same; there is no public way
+    try:
+        from ray._private.state import state  # ray.data asks the same; there is no public way
 
-    return state.get_max_resources_from_cluster_config() or {}
+        return state.get_max_resources_from_cluster_config() or {}
+    except (ImportError, AttributeError):
+        return {}
 
 
 def num_cpus() -> int:

@@ -325,6 +325,12 @@ def bound_requests() -> None:
     """
     server = sys.modules.get("mlflow.pyfunc.scoring_server")
     original = getattr(server, "_async_catch_mlflow_exception", None)
+    if original is None and server is not None and _is_serving():
+        raise MlflowException(
+            "this model refuses to be served: MLflow no longer has what bounds a request "
+            "(_async_catch_mlflow_exception), and a body of any length would be read; serve it "
+            "with the mlflow that requirements.txt names"
+        )
     if original is None or hasattr(original, "most_bytes"):
         return
 
@@ -354,9 +360,13 @@ def bound_requests() -> None:
 
 def _json_safe(table: pd.DataFrame) -> pd.DataFrame:
     """Behind a server NaN (khat of few samples) becomes null, since NaN is not JSON."""
-    if os.environ.get("_MLFLOW_IS_IN_SERVING_ENVIRONMENT") != "true":
+    if not _is_serving():
         return table
     return table.astype(object).where(table.notna(), None)
+
+
+def _is_serving() -> bool:
+    return os.environ.get("_MLFLOW_IS_IN_SERVING_ENVIRONMENT") == "true"
 
 
 def _batch_of(shape: tuple[int, ...]) -> str:

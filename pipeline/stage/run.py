@@ -41,7 +41,7 @@ def run_stage(main: Callable[[], None]) -> None:
     with `TIGHTBOUND_DEBUG=1`.
     """
     code = _run(main)
-    atexit._run_exitfuncs()
+    getattr(atexit, "_run_exitfuncs", lambda: None)()
     end_process(code)
 
 

@@ -125,7 +125,7 @@ def run_workers(
         )
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        from pipeline.train.local_trainer import LocalTrainer
+        from pipeline.train.local_trainer import trainer_class
         from pipeline.train.progress import EpochLines, EpochLog, follow
         from pipeline.train.ray_data import EveryRow
 
@@ -141,7 +141,7 @@ def run_workers(
             os.environ.setdefault(START_VARIABLE, ELASTIC_START_SECONDS)
         log = run.folder / "epochs.jsonl"
         lean = not (scaling.elastic or cluster.address())
-        trainer = (LocalTrainer if lean else TorchTrainer)(
+        trainer = (trainer_class() if lean else TorchTrainer)(
             train_worker,
             train_loop_config={"job": job, "data": ray.put(data)},
             datasets=data.ray_datasets(scaling.num_workers, job.training.seed),

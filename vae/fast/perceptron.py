@@ -49,6 +49,8 @@ ACTIVATIONS = {
 }
 
 METHODS = {"posterior", "prior", "likelihood", "log_px_z"}  # that one model may have replaced
+MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 CACHED_VALUES = 2**22  # of log p(x|z)'s K B D values, that are taken at a time
 
 
@@ -114,15 +116,14 @@ def _are_distinct(layers: Sequence[Layer]) -> bool:
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether something of the user's runs with the module's passes, or its own parameters'."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    ) or any(
-        parameter._backward_hooks or parameter._post_accumulate_grad_hooks
+    """Whether something of the user's runs with the module's passes, or its own parameters'.
+
+    torch keeps hooks under private names; where one is gone, there may be hooks.
+    """
+    return any(getattr(module, name, True) for name in MODULE_HOOKS) or any(
+        getattr(parameter, name, True)
         for parameter in module.parameters(recurse=False)
+        for name in PARAMETER_HOOKS
     )
 
 

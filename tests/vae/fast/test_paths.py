@@ -145,7 +145,9 @@ def test_ranks_without_it_sum_by_torch_distributed(monkeypatch: pytest.MonkeyPat
 # An editable installation would find the parts of a package that a copy of it lacks.
 ALONE = """
 import runpy, sys
-sys.meta_path = [f for f in sys.meta_path if "__editable__" not in str(getattr(f, "__module__", ""))]
+editable = [f for f in sys.meta_path if "__editable__" in str(getattr(f, "__module__", ""))]
+for finder in editable:
+    sys.meta_path.remove(finder)
 runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
 
