@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from vae import acceleration
 from vae.acceleration import ManualElbo
-from vae.models import VAE, LatentDistribution, Reparameterized, check_name, kl_per_dimension
+from vae.checks import check_name
+from vae.models import VAE, LatentDistribution, Reparameterized, kl_per_dimension
 from vae.resampling import draw_by_weight
 from vae.system import samples_at_once
 

@@ -30,6 +30,7 @@ from pipeline.launch.upload import Tree, check_nothing_is_lost, push, remote_nam
 from pipeline.params import Params, load_params
 from pipeline.stage import UserError, interrupt, run_stage, say, whole_file
 from pipeline.tracking import COMMIT_VARIABLE, git_commit, store_address
+from vae.system import file_hash
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -288,7 +289,7 @@ def _details(client: JobSubmissionClient, job: str) -> JobDetails:
 
 
 def _hash_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return file_hash(path) if path.is_file() else ""
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, get_type_hints
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from pipeline.params.value_types import checked, shown
+from vae.checks import did_you_mean
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -291,5 +291,4 @@ def defaults(section: Any) -> dict[str, Any]:
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     names = list(known)
-    close = get_close_matches(name, names, n=1)
-    return f"; did you mean {prefix}{close[0]}?" if close else f"; there are {', '.join(names)}"
+    return did_you_mean(name, names, prefix) or f"; there are {', '.join(names)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from pipeline.params.sweep_axes import (
@@ -16,6 +15,7 @@ from pipeline.params.sweep_axes import (
     read_axis,
     section_values as values_of,
 )
+from vae.checks import did_you_mean
 
 SECTIONS = ("model", "objective", "training")
 ELSEWHERE = {
@@ -75,10 +75,10 @@ def _key_fault(key: str, hints: Hints) -> str | None:
     known = {f"{section}.{name}" for section in SECTIONS for name in hints[section]} - {*ELSEWHERE}
     if key in known:
         return None
-    close = get_close_matches(key, known, n=1)
-    if not close:  # written without its section
-        close = [full for full in sorted(known) if full.partition(".")[2] == key][:1]
-    near = f"; did you mean {close[0]}?" if close else f"; sections: {', '.join(SECTIONS)}"
+    near = did_you_mean(key, known)
+    if not near:  # perhaps written without its section
+        full = [full for full in sorted(known) if full.partition(".")[2] == key][:1]
+        near = f"; did you mean {full[0]}?" if full else f"; sections: {', '.join(SECTIONS)}"
     return f"there is no such key{near}"
 
 

@@ -7,12 +7,13 @@ with annotated_types' bounds. Strictly: "3" is no number, true is no 1, and NaN 
 from __future__ import annotations
 
 import types
-from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from vae.checks import did_you_mean
 
 LARGEST_INT = 2**53
 _WORDS = {
@@ -29,9 +30,8 @@ def checked(hint: Any, value: Any) -> Any:
     try:
         found = _adapter(hint).validate_python(value)
     except ValidationError:
-        near = get_close_matches(str(value), _literals(hint), n=1)
-        did_you_mean = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"expected {describe(hint)}, got {shown(value)}{did_you_mean}") from None
+        near = did_you_mean(value, _literals(hint))
+        raise ValueError(f"expected {describe(hint)}, got {shown(value)}{near}") from None
     if isinstance(value, int) and abs(value) > LARGEST_INT:
         raise ValueError(f"expected {describe(hint)}, got {shown(value)}, which is too large")
     return found

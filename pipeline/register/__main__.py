@@ -12,7 +12,6 @@ the report again where they say otherwise.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import subprocess
 import sys
@@ -64,6 +63,7 @@ from pipeline.stage import (
 )
 from pipeline.tracking import Store, Unreachable, git_commit, mirror as tracking, send
 from vae.evidence import EvidenceSettings
+from vae.system import file_hash
 
 EXAMPLES = 2
 
@@ -310,12 +310,11 @@ def _page(
 
 def _lock_hash() -> str | None:
     lock = Path("dvc.lock")
-    return hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None
+    return file_hash(lock) if lock.is_file() else None
 
 
 def _check_weights(model: Path, expected: str) -> None:
-    with (model / "weights.safetensors").open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = file_hash(model / "weights.safetensors")
     if found != expected:
         raise UserError(
             f"{model}/weights.safetensors is not what config.json says (SHA-256 {found[:12]}…, "

@@ -25,6 +25,7 @@ from pipeline.report.model_card import limits
 from pipeline.report.sweep_section import sweep_section
 from pipeline.stage import run_stage, say, whole_file
 from pipeline.tracking import mirror as tracking
+from vae.trust import KHAT_LIMIT
 
 TEMPLATE, SCRIPT = "template.html", "hover.js"
 
@@ -42,6 +43,7 @@ def render(inputs: Inputs) -> str:
         title=f"{inputs.meta['dataset']} ({inputs.meta['space']}): VAE report",
         dataset=f"{inputs.meta['dataset']}, {inputs.meta['space']}",
         script=script,
+        khat_limit=KHAT_LIMIT,
         script_hash=f"sha256-{digest}",
         champion=champion,
         badge=sections.badge(inputs.register),

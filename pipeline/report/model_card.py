@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.report import words as text
+from vae.trust import KHAT_LIMIT
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE_LENGTH = 40
@@ -64,7 +65,10 @@ def evidence_rows(metrics: Mapping[str, Any]) -> Rows:
             f"{metrics['num_examples']:,} test examples; Monte-Carlo error "
             f"{text.number(metrics['log_px_mc_se'], 3)})",
         ),
-        ("khat > 0.7", f"on {text.percent(metrics['khat_bad_fraction'])} of the examples"),
+        (
+            f"khat > {KHAT_LIMIT:g}",
+            f"on {text.percent(metrics['khat_bad_fraction'])} of the examples",
+        ),
         (
             "ladder",
             ", ".join(f"K = {int(k):,}: {text.number(v, 2)}" for k, v in metrics["ladder"].items()),

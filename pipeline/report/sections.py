@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from pipeline.figures import plots, to_svg
 from pipeline.report import model_card, words as text
 from pipeline.report.inputs import Inputs
+from vae.trust import KHAT_LIMIT
 
 PICTURES = {
     "reconstructions.png": (
@@ -86,8 +87,8 @@ def warning(inputs: Inputs) -> str:
     if bad is None or bad <= KHAT_TOLERATED:
         return ""
     return (
-        f"Not to be trusted as exact: khat exceeds 0.7 on {bad:.1%} of the test examples. There a "
-        "few draws carry the estimate, its Monte-Carlo error is understated, and more samples "
+        f"Not to be trusted as exact: khat exceeds {KHAT_LIMIT:g} on {bad:.1%} of the test "
+        "examples. There a few draws carry the estimate, its Monte-Carlo error is understated, and more samples "
         "would still raise it. It remains a lower bound in expectation."
     )
 
@@ -130,7 +131,7 @@ def tiles(inputs: Inputs) -> list[dict[str, Any]]:
         {"words": "active latent dimensions", "value": active, "error": "", "bad": False},
         {"words": "Monte-Carlo error, nats", "value": monte_carlo, "error": "", "bad": False},
         {
-            "words": "examples with khat > 0.7",
+            "words": f"examples with khat > {KHAT_LIMIT:g}",
             "value": text.percent(bad),
             "error": "",
             "bad": bad is not None and bad > KHAT_TOLERATED,
@@ -203,7 +204,7 @@ def evidence_section(inputs: Inputs) -> dict[str, Any]:
             plots.khat_figure(examples["khat"].to_numpy()),
             "khat",
             "Tail of the importance weights",
-            "Above 0.7 an estimate and its error are not to be trusted: too few draws, "
+            f"Above {KHAT_LIMIT:g} an estimate and its error are not to be trusted: too few draws, "
             "or a proposal too narrow.",
         ),
     ]

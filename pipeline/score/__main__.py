@@ -31,6 +31,7 @@ from pipeline.score.packed_model import PackedModel, champion_uri, fetch
 from pipeline.score.worker import PLAN_KEY, REASON, Reader, answer, read_part
 from pipeline.stage import UserError, run_stage, say, steps, whole_file, write_json
 from vae.system import held
+from vae.trust import KHAT_LIMIT
 
 READ_CPUS, SCORE_CPUS = 0.25, 0.75  # so that one reads beside the others on any machine
 PLAN = "plan.json"
@@ -226,7 +227,7 @@ def tell(out: Path, count: int) -> None:
     unusual = (table["percentile"] < 5).mean()
     khat = table["khat"].to_numpy()
     khat = khat[~np.isnan(khat)]
-    trust = f", khat > 0.7 on {(khat > 0.7).mean():.1%}" if len(khat) else ""
+    trust = f", khat > {KHAT_LIMIT:g} on {(khat > KHAT_LIMIT).mean():.1%}" if len(khat) else ""
     say(
         f"score      {out}: {len(table):,} examples, mean log p(x) {table['log_px'].mean():.2f} "
         f"nats, {unusual:.1%} below the 5th percentile of the validation data{trust}"

@@ -17,10 +17,10 @@ from vae.data import Dataset
 from vae.evidence import importance_sampling
 from vae.models import VAE
 from vae.training import DivergenceError, TrainingState, fit
+from vae.trust import KHAT_LIMIT
 
 CHECKPOINT_SECONDS = 5.0
 EVIDENCE_BATCH = 128
-TRUSTED_KHAT = 0.7
 REPLAYED = "replayed"  # in the result of a trial that was finished before
 
 
@@ -134,6 +134,6 @@ def valid_evidence(model: VAE, data: Dataset, num_samples: int, seed: int) -> di
     return {
         "valid_log_px": log_px.mean().item(),
         "valid_log_px_se": (log_px.std() / math.sqrt(len(log_px))).item(),
-        "khat_bad_fraction": (khat > TRUSTED_KHAT).double().mean().item(),
+        "khat_bad_fraction": (khat > KHAT_LIMIT).double().mean().item(),
         "num_samples": num_samples,
     }

@@ -8,7 +8,6 @@ that is gone from the store is made anew.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import math
@@ -25,6 +24,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from pipeline.stage import UserError, project_root, whole_file
+from vae.system import file_hash
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 COMMIT_VARIABLE = "TIGHTBOUND_GIT_COMMIT"
@@ -298,7 +298,7 @@ class Store:
 
         Their hashes are kept in a tag of the run, so that nothing is sent twice.
         """
-        hashes = {name: _sha256(path)[:16] for name, path in files.items() if path.is_file()}
+        hashes = {name: file_hash(path)[:16] for name, path in files.items() if path.is_file()}
         if not hashes:
             return
         with self.failures():
@@ -435,11 +435,6 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _reason(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae import acceleration
+from vae.checks import check_name
 from vae.evidence.annealing import Bounds, annealed_importance_sampling, bidirectional
 from vae.evidence.noise import (
     Generators,
@@ -31,7 +32,7 @@ from vae.evidence.noise import (
 )
 from vae.evidence.proposals import make_proposal
 from vae.evidence.weights import Evidence, WeightStream, draw_with_log_prob, joined
-from vae.models import PRECISIONS, VAE, CholeskyNormal, check_name
+from vae.models import PRECISIONS, VAE, CholeskyNormal
 from vae.system import in_threads, keep_freed_memory, samples_at_once
 from vae.trust import KHAT_LIMIT
 

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from vae.models import VAE, CholeskyNormal, Reparameterized, check_name
+from vae.checks import check_name
+from vae.models import VAE, CholeskyNormal, Reparameterized
 from vae.optimizers import AdamW
 
 MODE_STEPS = 40

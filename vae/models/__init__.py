@@ -72,7 +72,6 @@ if TYPE_CHECKING:
         VAE as VAE,
         ElboTerms as ElboTerms,
         VAEConfig as VAEConfig,
-        check_name as check_name,
     )
 
 __getattr__, __dir__ = lazy_face(__file__)

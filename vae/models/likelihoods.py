@@ -7,7 +7,6 @@ the data space's reporting measure: nats of 0/1 data, of 256-level data, or of d
 
 from __future__ import annotations
 
-import difflib
 import math
 from abc import abstractmethod
 from typing import ClassVar, final
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Laplace, Normal
 from torch.nn.functional import softplus
 
+from vae.checks import did_you_mean
 from vae.models import data_distributions as families
 from vae.models.data_distributions import LEVELS
 from vae.models.numerics import inverse_softplus, truncated_exponential_mean
@@ -450,13 +450,13 @@ def check_likelihood(name: str, space: str) -> None:
     if space not in SPACES:
         raise ValueError(
             f"data.space must be one of {', '.join(SPACES)}; "
-            f"found {space!r}{_nearest(space, SPACES)}"
+            f"found {space!r}{did_you_mean(space, SPACES)}"
         )
     here = [kind.name for kind in LIKELIHOODS.values() if space in kind.spaces]
     if name not in LIKELIHOODS:
         raise ValueError(
             f"model.likelihood must be one of {', '.join(here)} (data.space is {space}); "
-            f"found {name!r}{_nearest(name, LIKELIHOODS)}"
+            f"found {name!r}{did_you_mean(name, LIKELIHOODS)}"
         )
     kind = LIKELIHOODS[name]
     if space in kind.spaces:
@@ -471,8 +471,3 @@ def check_likelihood(name: str, space: str) -> None:
         f"Set model.likelihood to {'one of ' * (len(here) > 1)}{', '.join(here)}, "
         f"or data.space to {' or '.join(sorted(kind.spaces))}."
     )
-
-
-def _nearest(word: str, known: dict) -> str:
-    matches = difflib.get_close_matches(str(word), list(known), n=1)
-    return f"; did you mean {matches[0]}?" if matches else ""

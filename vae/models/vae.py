@@ -5,7 +5,6 @@ Shapes: B batch, L latent values (all layers together), K samples. All terms in 
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from vae.checks import check_name
 from vae.models.kl import kl_divergence
 from vae.models.latent_distributions import HierarchicalPrior, LatentDistribution, Reparameterized
 from vae.models.likelihoods import LIKELIHOODS, SPACES, check_likelihood
@@ -332,16 +332,6 @@ _PSEUDO_INPUTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "binary": _squash,
     "grey8": lambda values, loc: 255 * _squash(values, loc / 255),
 }
-
-
-def check_name(key: str, value: Any, known: Iterable[str]) -> Iterable[str]:
-    """Yield a fault, with the nearest valid name, unless `value` is one of `known`."""
-    names = list(known)
-    if value in names:
-        return
-    near = difflib.get_close_matches(str(value), names, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    yield f"{key}: {value!r} is unknown, known: {', '.join(names)}{hint}"
 
 
 def _is_size(value: Any) -> bool:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vae.models import PRECISIONS, check_name
+from vae.checks import check_name
+from vae.models import PRECISIONS
 from vae.optimizers import OPTIMIZERS
 
 SCHEDULES = ("constant", "cosine")

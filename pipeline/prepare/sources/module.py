@@ -12,7 +12,6 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from pipeline.prepare.sources.arrays import examples_of
 from pipeline.prepare.sources.examples import Examples, data_root, slug
 from pipeline.prepare.sources.splits import split_of
 from pipeline.stage import UserError
+from vae.checks import did_you_mean
 
 KEYS = ("x", "label", "id", "group", "split", "columns")
 
@@ -60,11 +60,9 @@ def load(data: DataParams, scratch: Path) -> Examples:
 def _call(folder: Path, module: str, function: str, data: DataParams) -> Any:
     file = folder.joinpath(*module.split(".")).with_suffix(".py")
     if not file.is_file():
-        near = get_close_matches(module, SOURCE_NAMES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(
             f"data.source: {data.source!r} is no source of ours, and there is no {file} to import "
-            f"it from{hint}"
+            f"it from{did_you_mean(module, SOURCE_NAMES)}"
         )
     with _importing_from(folder):
         try:

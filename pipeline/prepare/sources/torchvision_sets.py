@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from pipeline.params import DataParams
 from pipeline.prepare.sources.examples import Examples, resolve_root, slug
 from pipeline.prepare.sources.images import PictureError, pixels_of
 from pipeline.stage import UserError
+from vae.checks import did_you_mean
 
 NO_CLASSIFICATION = ("DatasetFolder", "ImageFolder", "FakeData", "VisionDataset")
 # Names of the splits of sets whose argument `split` is not only train and test.
@@ -64,8 +64,7 @@ def _torchvision_class(name: str) -> Callable[..., Any]:
     names = [n for n in datasets.__all__ if n[0].isupper() and n not in NO_CLASSIFICATION]
     if name in names:
         return getattr(datasets, name)
-    near = get_close_matches(name, names, n=1)
-    hint = f"; did you mean torchvision:{near[0]}?" if near else ", such as torchvision:MNIST"
+    hint = did_you_mean(name, names, "torchvision:") or ", such as torchvision:MNIST"
     raise UserError(f"data.source: torchvision has no data set {name!r}{hint}")
 
 
