@@ -81,26 +81,10 @@ def evaluate(
         test = score_split(model, x["test"], settings, done=shown.to)
         before = len(x["test"])
         valid = score_split(model, x["valid"], settings, done=lambda n: shown.to(before + n))
-    num_values = math.prod(meta.data_shape)
-    metrics = summarise(test, baselines, space=meta.space, num_values=num_values)
-    how = settings.to_dict()
-    metrics |= how | _collapse(model, x["test"])
-
-    def log_px(changed: Tensor) -> np.ndarray:
-        few = replace(settings, num_samples=min(K, shifted_data.MOST_SAMPLES))
-        return few.log_px(model, changed).numpy()
-
-    scored = np.isfinite(test.log_px)
+    metrics = summarise(test, baselines, space=meta.space, num_values=math.prod(meta.data_shape))
+    metrics |= settings.to_dict() | _collapse(model, x["test"])
     metrics["shifted"] = spared(
-        "evaluate",
-        "shifted data",
-        lambda: shifted_data.compare(
-            x["test"][torch.from_numpy(scored)],
-            test.log_px[scored],
-            meta.space,
-            config.seed,
-            log_px,
-        ),
+        "evaluate", "shifted data", lambda: _shifted(model, settings, meta, x["test"], test.log_px)
     )
     metrics = _plain(metrics)
     gallery = pictures.Gallery(
@@ -112,20 +96,45 @@ def evaluate(
     )
     with whole_directory(out) as fresh:
         write_json(fresh / "metrics.json", metrics)
-        write_json(fresh / "reference.json", reference(valid) | how)
+        write_json(fresh / "reference.json", reference(valid) | settings.to_dict())
         table = per_example(splits["test"], test, baselines[0])
         table.to_parquet(fresh / "per_example.parquet", index=False)
-        pictures.draw(gallery, test.log_px, fresh)
-        ladder = metrics["ladder"], metrics["elbo"]
-        figures = {
-            "elbo_curves.png": lambda: plots.elbo_curves(history),
-            "ladder.png": lambda: plots.ladder_figure(*ladder),
-        }
-        for name, make in figures.items():
-            spared("evaluate", name, partial(_save, make, fresh / name))
+        _draw(gallery, test.log_px, history, metrics, fresh)
     for line in describe(metrics):
         say(f"evaluate   {line}")
     return metrics
+
+
+def _shifted(
+    model: VAE, settings: EvidenceSettings, meta: Meta, x: Tensor, log_px: np.ndarray
+) -> dict[str, Any]:
+    """How log p(x) of the scored test examples compares with that of shifted ones."""
+    few = replace(settings, num_samples=min(settings.num_samples, shifted_data.MOST_SAMPLES))
+    scored = np.isfinite(log_px)
+    return shifted_data.compare(
+        x[torch.from_numpy(scored)],
+        log_px[scored],
+        meta.space,
+        settings.seed,
+        lambda changed: few.log_px(model, changed).numpy(),
+    )
+
+
+def _draw(
+    gallery: pictures.Gallery,
+    log_px: np.ndarray,
+    history: pd.DataFrame,
+    metrics: dict[str, Any],
+    out: Path,
+) -> None:
+    """All pictures; one that fails costs itself."""
+    pictures.draw(gallery, log_px, out)
+    figures = {
+        "elbo_curves.png": lambda: plots.elbo_curves(history),
+        "ladder.png": lambda: plots.ladder_figure(metrics["ladder"], metrics["elbo"]),
+    }
+    for name, make in figures.items():
+        spared("evaluate", name, partial(_save, make, out / name))
 
 
 def _save(make: Callable[[], Figure], path: Path) -> None:

@@ -15,7 +15,7 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from pipeline.register.gate import (
     CHAMPION,
     MOST_BAD_KHAT,
     STANDARD_ERRORS,
+    Comparison,
     Decision,
     Situation,
     decide,
@@ -132,47 +133,11 @@ def _register(params: PlainParams, paths: Paths, store: Store, ensure: bool) -> 
         settings = EvidenceSettings.of(before)
         name = evidence_name(meta.hash, settings)
         evidence = stored_evidence(store, version.run_id, name) or {}
-    champion = registry.alias(CHAMPION)
-    stands = champion == version.number and before.get("verdict") == CHAMPION
-    comparison, why_not = None, None
-    if champion is not None and champion != version.number:
-        holder = next(v for v in registry.versions() if v.number == champion)
-        try:
-            comparison = compare(registry, holder, evidence, settings, paths.prepared)
-        except NotComparable as reason:
-            why_not = str(reason)
-    decision = decide(
-        Situation(
-            version=version.number,
-            champion=champion,
-            khat_bad_fraction=measured["khat_bad_fraction"],
-            num_unscored=measured["num_unscored"] or 0,
-            comparison=comparison,
-            not_comparable=why_not,
-            promote=params.register.promote,
-            experiment=os.environ.get(EXPERIMENT_VARIABLE),
-            taken_back=_taken_back(version, params, ensure),
-            promoted_for=tuple(before["reasons"]) if stands else (),
-        )
-    )
+    decision, verdict = _decided(
+        registry, version, before, measured, params, ensure,
+        lambda holder: compare(registry, holder, evidence, settings, paths.prepared),
+    )  # fmt: skip
     _apply(registry, version, decision)
-    found = comparison and asdict(comparison)
-    verdict = {
-        "verdict": decision.verdict,
-        "reasons": list(decision.reasons),
-        "gain": found and found["gain"],
-        "gain_se": found and found["gain_se"],
-        "num_pairs": found and found["num_examples"],
-        "num_left_out": found and found["num_left_out"],
-        "compared_with": champion if comparison else None,
-        "gate": {
-            "passed": decision.gate,
-            "standard_errors": STANDARD_ERRORS,
-            "most_bad_khat": MOST_BAD_KHAT,
-        },
-    }
-    if stands:
-        verdict = {key: before[key] for key in VERDICT_KEYS}  # what made it champion
     result = {
         "model_name": registry.name,
         "version": version.number,
@@ -194,6 +159,60 @@ def _register(params: PlainParams, paths: Paths, store: Store, ensure: bool) -> 
         tags["dvc_lock"] = lock
     registry.set_record(version.number, tags, _page(result, meta, metrics, config, paths, lock))
     return result
+
+
+def _decided(
+    registry: Registry,
+    version: Version,
+    before: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    params: PlainParams,
+    ensure: bool,
+    compare_with: Callable[[Version], Comparison],
+) -> tuple[Decision, dict[str, Any]]:
+    """The gate's decision, and what register.json says of it.
+
+    before: the version's record, if it has one; what made it champion stays what it was.
+    """
+    champion = registry.alias(CHAMPION)
+    stands = champion == version.number and before.get("verdict") == CHAMPION
+    comparison, why_not = None, None
+    if champion is not None and champion != version.number:
+        holder = next(v for v in registry.versions() if v.number == champion)
+        try:
+            comparison = compare_with(holder)
+        except NotComparable as reason:
+            why_not = str(reason)
+    decision = decide(
+        Situation(
+            version=version.number,
+            champion=champion,
+            khat_bad_fraction=measured["khat_bad_fraction"],
+            num_unscored=measured["num_unscored"] or 0,
+            comparison=comparison,
+            not_comparable=why_not,
+            promote=params.register.promote,
+            experiment=os.environ.get(EXPERIMENT_VARIABLE),
+            taken_back=_taken_back(version, params, ensure),
+            promoted_for=tuple(before["reasons"]) if stands else (),
+        )
+    )
+    if stands:
+        return decision, {key: before[key] for key in VERDICT_KEYS}
+    return decision, {
+        "verdict": decision.verdict,
+        "reasons": list(decision.reasons),
+        "gain": comparison and comparison.gain,
+        "gain_se": comparison and comparison.gain_se,
+        "num_pairs": comparison and comparison.num_examples,
+        "num_left_out": comparison and comparison.num_left_out,
+        "compared_with": champion if comparison else None,
+        "gate": {
+            "passed": decision.gate,
+            "standard_errors": STANDARD_ERRORS,
+            "most_bad_khat": MOST_BAD_KHAT,
+        },
+    }
 
 
 def _version(

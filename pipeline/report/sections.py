@@ -88,8 +88,8 @@ def warning(inputs: Inputs) -> str:
         return ""
     return (
         f"Not to be trusted as exact: khat exceeds {KHAT_LIMIT:g} on {bad:.1%} of the test "
-        "examples. There a few draws carry the estimate, its Monte-Carlo error is understated, and more samples "
-        "would still raise it. It remains a lower bound in expectation."
+        "examples. There a few draws carry the estimate, its Monte-Carlo error is understated, and "
+        "more samples would still raise it. It remains a lower bound in expectation."
     )
 
 
@@ -161,26 +161,11 @@ _PROPOSALS = {
 }
 
 
-def evidence_section(inputs: Inputs) -> dict[str, Any]:
-    metrics, examples = inputs.metrics, inputs.examples
-    samples = metrics["num_samples"]
-    draws = f"K = {samples:,} draws for each example"
-    if metrics.get("target_se"):
-        draws = (
-            f"at most {samples:,} draws for each example, {metrics['samples_mean']:,.0f} in the "
-            f"mean: until its Monte-Carlo error is {metrics['target_se']:g} nats and can be trusted"
-        )
-    words = (
-        f"log p(x) is estimated by importance sampling with {draws} "
-        f"from {_PROPOSALS[metrics.get('proposal', 'encoder')]}; in expectation it is a lower "
-        "bound. Two errors, never mixed: that of "
-        f"the mean across examples ({text.number(metrics['log_px_se'], 2)} nats) and the "
-        f"Monte-Carlo error of the mean ({text.number(metrics['log_px_mc_se'], 3)} nats)."
-    )
-    if metrics.get("precision") == "bf16":
-        words += " The decoder's matrix products are taken in bfloat16."
+def _evidence_figures(
+    metrics: dict[str, Any], examples: pd.DataFrame, samples: int
+) -> list[dict[str, str]]:
     baseline = examples["baseline_log_px"].to_numpy()
-    figures = [
+    return [
         drawing(
             plots.log_px_figure(examples["log_px"].to_numpy(), baseline),
             "log-px",
@@ -208,6 +193,26 @@ def evidence_section(inputs: Inputs) -> dict[str, Any]:
             "or a proposal too narrow.",
         ),
     ]
+
+
+def evidence_section(inputs: Inputs) -> dict[str, Any]:
+    metrics, examples = inputs.metrics, inputs.examples
+    samples = metrics["num_samples"]
+    draws = f"K = {samples:,} draws for each example"
+    if metrics.get("target_se"):
+        draws = (
+            f"at most {samples:,} draws for each example, {metrics['samples_mean']:,.0f} in the "
+            f"mean: until its Monte-Carlo error is {metrics['target_se']:g} nats and can be trusted"
+        )
+    words = (
+        f"log p(x) is estimated by importance sampling with {draws} "
+        f"from {_PROPOSALS[metrics.get('proposal', 'encoder')]}; in expectation it is a lower "
+        "bound. Two errors, never mixed: that of "
+        f"the mean across examples ({text.number(metrics['log_px_se'], 2)} nats) and the "
+        f"Monte-Carlo error of the mean ({text.number(metrics['log_px_mc_se'], 3)} nats)."
+    )
+    if metrics.get("precision") == "bf16":
+        words += " The decoder's matrix products are taken in bfloat16."
     rows = [
         ("log p(x)", text.nats_of(metrics), "nats, ± SE across examples"),
         ("ELBO", text.number(metrics["elbo"], 2), "nats"),
@@ -233,7 +238,7 @@ def evidence_section(inputs: Inputs) -> dict[str, Any]:
     ]
     return {
         "words": words,
-        "figures": figures,
+        "figures": _evidence_figures(metrics, examples, samples),
         "rows": rows,
         "baselines": baselines,
         "bits": metrics["bits_per_dim"] is not None,

@@ -114,20 +114,10 @@ def run_workers(
             object_store_bytes=cluster.store_size(data.nbytes), needs="pipeline.train.local_trainer"
         ),
     ):
-        import ray
         from ray.exceptions import RayError
-        from ray.train import (
-            CheckpointConfig,
-            FailureConfig,
-            RunConfig,
-            ScalingConfig,
-            TrainingFailedError,
-        )
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train import TrainingFailedError
 
-        from pipeline.train.local_trainer import trainer_class
-        from pipeline.train.progress import EpochLines, EpochLog, follow
-        from pipeline.train.ray_data import EveryRow
+        from pipeline.train.progress import EpochLines, follow
 
         cluster.require(
             scaling.threads_per_worker,
@@ -140,33 +130,7 @@ def run_workers(
         if scaling.elastic:
             os.environ.setdefault(START_VARIABLE, ELASTIC_START_SECONDS)
         log = run.folder / "epochs.jsonl"
-        lean = not (scaling.elastic or cluster.address())
-        trainer = (trainer_class() if lean else TorchTrainer)(
-            train_worker,
-            train_loop_config={"job": job, "data": ray.put(data)},
-            datasets=data.ray_datasets(scaling.num_workers, job.training.seed),
-            dataset_config=EveryRow(),
-            torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=(scaling.fewest_workers, scaling.num_workers)
-                if scaling.elastic
-                else scaling.num_workers,
-                use_gpu=scaling.use_gpu,
-                resources_per_worker={"CPU": scaling.threads_per_worker},
-                elastic_resize_monitor_interval_s=RESIZE_SECONDS,
-            ),
-            run_config=RunConfig(
-                name=run.name,
-                storage_path=run.storage,
-                callbacks=[EpochLog(log)],
-                failure_config=FailureConfig(
-                    max_failures=scaling.max_failures,
-                    # A node that went, or is not there yet, shows as a group that doesn't start.
-                    controller_failure_limit=-1 if waits else 1,
-                ),
-                checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
-            ),
-        )
+        trainer = _trainer(params, job, data, run, log, waits)
         lines = EpochLines(on_epoch)
         with steps("train", job.training.epochs, "epoch", done=None), follow(log, lines.show):
             try:
@@ -182,6 +146,53 @@ def run_workers(
     model = VAE(job.model)
     with result.checkpoint.as_directory() as saved:
         return model, load_state(model, Path(saved) / STATE)
+
+
+def _trainer(
+    params: Params,
+    job: TrainingJob,
+    data: TrainingArrays | Stream,
+    run: runs.Run,
+    log: Path,
+    waits: bool,
+) -> Any:
+    """Ray's trainer. log: where each epoch is noted; waits: for nodes that are to come."""
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from pipeline.train.local_trainer import trainer_class
+    from pipeline.train.progress import EpochLog
+    from pipeline.train.ray_data import EveryRow
+
+    scaling = params.scaling
+    lean = not (scaling.elastic or cluster.address())
+    return (trainer_class() if lean else TorchTrainer)(
+        train_worker,
+        train_loop_config={"job": job, "data": ray.put(data)},
+        datasets=data.ray_datasets(scaling.num_workers, job.training.seed),
+        dataset_config=EveryRow(),
+        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=(scaling.fewest_workers, scaling.num_workers)
+            if scaling.elastic
+            else scaling.num_workers,
+            use_gpu=scaling.use_gpu,
+            resources_per_worker={"CPU": scaling.threads_per_worker},
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+        ),
+        run_config=RunConfig(
+            name=run.name,
+            storage_path=run.storage,
+            callbacks=[EpochLog(log)],
+            failure_config=FailureConfig(
+                max_failures=scaling.max_failures,
+                # A node that went, or is not there yet, shows as a group that doesn't start.
+                controller_failure_limit=-1 if waits else 1,
+            ),
+            checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
+        ),
+    )
 
 
 def _told(error: Exception, storage: str) -> Exception:
