@@ -93,16 +93,15 @@ def _float_text(value: float | None) -> str | None:
     return str(int(value)) if value == int(value) and abs(value) < 2**53 else repr(value)
 
 
-def role_kind(column: pa.Array, found: np.ndarray) -> str:
-    """What a column of ids, labels or groups is, in a word: files must agree in it.
+def role_kind(column: pa.Array, found: np.ndarray) -> tuple[str, bool]:
+    """What a column of ids, labels or groups is, in a word, and whether all are whole numbers.
 
-    Digits without leading zeros are whole numbers, whether the file calls them text or not.
+    Files must agree in the one or the other. found: `texts` of the column.
     """
-    present = [value for value in found.tolist() if value is not None]
-    if all(is_whole(value) for value in present):
-        return "whole numbers" if present else ""
     kind = _decoded(column).type
-    return "text" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else str(kind)
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    whole = all(is_whole(text) for text in found.tolist() if text is not None)
+    return "text" if is_text else str(kind), whole
 
 
 def alike(values: Sequence[str]) -> tuple[str, str] | None:

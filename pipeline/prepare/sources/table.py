@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,57 +66,83 @@ class _Column:
         return self.wrong > 0 and 2 * self.wrong >= len(self.values)
 
 
+@dataclass
+class _Role:
+    """A column that is no data: `data.id`, `data.label` or `data.group`. name: None where unset."""
+
+    key: str
+    name: str | None
+    parts: list[np.ndarray] = field(default_factory=list)
+    kinds: dict[TableFile, tuple[str, bool]] = field(default_factory=dict)
+
+    def add(self, batch: pa.RecordBatch, file: TableFile) -> None:
+        if self.name is None:
+            return
+        column = batch.column(self.name)
+        try:
+            found = texts(column)
+        except UserError as error:
+            raise UserError(
+                f"data.{self.key}: column {self.name!r} of {file.path} {error}"
+            ) from None
+        kind, whole = role_kind(column, found)
+        self.kinds[file] = kind, whole and self.kinds.get(file, ("", True))[1]
+        self.parts.append(found)
+
+    def texts(self) -> np.ndarray:
+        """The text of all rows, (N,), None where one is missing.
+
+        Raises UserError where files hold it in types whose texts may differ for one value: what is
+        7 in one may be 007 in another.
+        """
+        (first, (kind, whole)), *others = self.kinds.items()
+        for file, (other, other_whole) in others:
+            if other != kind and not (whole and other_whole):
+                raise UserError(
+                    f"data.{self.key}: column {self.name!r} holds {kind} in {first.path} and "
+                    f"{other} in {file.path}; save it as text everywhere"
+                )
+        return np.concatenate(self.parts)
+
+    def complete(self) -> np.ndarray | None:
+        """The text of all rows, of which none may lack one; None where no column has it."""
+        if self.name is None:
+            return None
+        found = self.texts()
+        empty = sum(text is None for text in found.tolist())
+        if empty:
+            raise UserError(f"data.{self.key}: {empty} rows have no value in column {self.name!r}")
+        return found.astype(str)
+
+
 def load(data: DataParams, scratch: Path) -> Examples:
     """The table that `data.root` names or holds."""
     root = data_root(data)
     placed = split_files(root, SUFFIXES, "CSV or Parquet table")
     files = _same_columns([open_table(path, f"data.root: {path}") for _, path in placed])
-    names = _candidates(files[0], data)
-    columns = {name: _Column(name) for name in names}
-    roles = {key: getattr(data, key) for key in ("id", "label", "group")}
-    found: dict[str, list[np.ndarray]] = {key: [] for key in roles}
-    kinds: dict[str, dict[str, TableFile]] = {key: {} for key in roles}
-    counts = []
+    columns = {name: _Column(name) for name in _candidates(files[0], data)}
+    roles = {key: _Role(key, getattr(data, key)) for key in ("id", "label", "group")}
+    counts: list[int] = []
     for file in files:
-        start = 0
-        parts: dict[str, list[np.ndarray]] = {key: [] for key in roles}
-        for batch in batches(file, f"data.root: {file.path}"):
-            for name in names:
-                column = batch.column(name)
-                columns[name].add(*_numbers(column, file), column, sum(counts) + start)
-            for key, name in roles.items():
-                if name is not None:
-                    text = _role(batch.column(name), key, name, file)
-                    kinds[key].setdefault(role_kind(batch.column(name), text), file)
-                    parts[key].append(text)
-            start += len(batch)
-        counts.append(start)
-        for key, pieces in parts.items():
-            found[key] += pieces
+        counts.append(_read(file, columns, roles, sum(counts)))
     if not sum(counts):
         raise UserError(f"data.root: {some(file.path for file in files)}: no row; expected at "
                         "least 10")  # fmt: skip
-    _check_kinds(roles, kinds)
     kept, notes = _without_row_numbers(columns, files[0], counts, data)
     _check_numeric(kept, data, files)
     where = f"data.root: {root}"
     label, classes = np.full(sum(counts), -1), None
-    if roles["label"] is not None:
-        label, classes = encode_labels(np.concatenate(found["label"]))
-    group = _complete(found["group"], "group", data.group)
+    if roles["label"].name is not None:
+        label, classes = encode_labels(roles["label"].texts())
+    group = roles["group"].complete()
     if group is not None and (pair := alike(sorted(set(group.tolist())))):
         raise UserError(
             f"data.group: column {data.group!r} holds {pair[0]!r} and {pair[1]!r}, which may be "
             "one group written in two ways; write them alike"
         )
-    ids = _complete(found["id"], "id", data.id)
+    ids = roles["id"].complete()
     if ids is None:
-        several = len(files) > 1
-        numbered = [
-            number_rows(count, file_name(file.path, root) if several else "")
-            for count, file in zip(counts, files, strict=True)
-        ]
-        ids = np.concatenate(numbered)
+        ids = _numbered(files, counts, root)
     else:
         _check_unique(ids, str(data.id))
     return Examples(
@@ -130,6 +155,30 @@ def load(data: DataParams, scratch: Path) -> Examples:
         columns=tuple(column.name for column in kept),
         classes=classes or None,
         notes=notes,
+    )
+
+
+def _read(file: TableFile, columns: dict[str, _Column], roles: dict[str, _Role], start: int) -> int:
+    """Add a file's rows, whose first is number `start`; returns how many they are."""
+    count = 0
+    for batch in batches(file, f"data.root: {file.path}"):
+        for name, known in columns.items():
+            column = batch.column(name)
+            known.add(*_numbers(column, file), column, start + count)
+        for role in roles.values():
+            role.add(batch, file)
+        count += len(batch)
+    return count
+
+
+def _numbered(files: list[TableFile], counts: list[int], root: Path) -> np.ndarray:
+    """Ids of rows that bring none: their place, after the file's name if there are several."""
+    several = len(files) > 1
+    return np.concatenate(
+        [
+            number_rows(count, file_name(file.path, root) if several else "")
+            for count, file in zip(counts, files, strict=True)
+        ]
     )
 
 
@@ -207,13 +256,6 @@ def row_number_columns(file: TableFile, where: str) -> frozenset[str]:
 
 def _numbers(column: pa.Array, file: TableFile) -> tuple[np.ndarray, np.ndarray]:
     return numbers(column) if is_parquet(file.path) else numbers_of_text(column)
-
-
-def _role(column: pa.Array, key: str, name: str, file: TableFile) -> np.ndarray:
-    try:
-        return texts(column)
-    except UserError as error:
-        raise UserError(f"data.{key}: column {name!r} of {file.path} {error}") from None
 
 
 def _same_columns(files: list[TableFile]) -> list[TableFile]:
@@ -324,29 +366,6 @@ def _values(columns: list[_Column], where: str) -> np.ndarray:
             "leave them empty (data.missing)"
         )
     return x
-
-
-def _check_kinds(roles: dict[str, Any], kinds: dict[str, dict[str, TableFile]]) -> None:
-    for key, found in kinds.items():
-        known = {kind: file for kind, file in found.items() if kind}
-        formats = {is_parquet(file.path) for file in known.values()}
-        if len(known) > 1 and True in formats:
-            (one, first), (other, second) = list(known.items())[:2]
-            raise UserError(
-                f"data.{key}: column {roles[key]!r} holds {one} in {first.path} and {other} in "
-                f"{second.path}; save it as text everywhere"
-            )
-
-
-def _complete(parts: list[np.ndarray], key: str, name: str | None) -> np.ndarray | None:
-    """A role's text, of which no row may lack one; None where no column has it."""
-    if name is None:
-        return None
-    values = np.concatenate(parts)
-    empty = np.array([value is None for value in values.tolist()])
-    if empty.any():
-        raise UserError(f"data.{key}: {int(empty.sum())} rows have no value in column {name!r}")
-    return values.astype(str)
 
 
 def _check_unique(ids: np.ndarray, name: str) -> None:

@@ -92,8 +92,29 @@ def test_parquet_has_types_and_they_are_written_one_way(
 def test_parquet_files_of_two_types_are_refused_by_name(tmp_path: Path) -> None:
     parquet(tmp_path / "a.parquet", pa.array([7, 8]))
     parquet(tmp_path / "b.parquet", pa.array(["007", "X"]))
-    message = r"holds whole numbers in .*a\.parquet and text in .*b\.parquet; save it as text"
+    message = r"holds int64 in .*a\.parquet and text in .*b\.parquet; save it as text"
     with pytest.raises(UserError, match=message):
+        load("table", tmp_path, space="continuous", group="who")
+
+
+def test_parquet_files_of_text_agree_whatever_they_hold(tmp_path: Path) -> None:
+    """Of digits alone in one file, and with a letter in the last of many rows of the other."""
+    texts = [str(i) for i in range(70_000)]
+    parquet(tmp_path / "a.parquet", pa.array(texts))
+    parquet(tmp_path / "b.parquet", pa.array([*texts, "X17"]))
+    found = load("table", tmp_path, space="continuous", group="who")
+    assert found.group is not None
+    assert found.group.tolist() == [*texts, *texts, "X17"]
+
+
+def test_text_of_whole_numbers_and_whole_numbers_agree(tmp_path: Path) -> None:
+    csv(tmp_path / "a.csv", "who", [str(i) for i in range(9)])
+    parquet(tmp_path / "b.parquet", pa.array(range(9)))
+    found = load("table", tmp_path, space="continuous", group="who")
+    assert found.group is not None
+    assert found.group.tolist() == [str(i) for i in range(9)] * 2
+    csv(tmp_path / "a.csv", "who", [f"{i:02d}" for i in range(9)])
+    with pytest.raises(UserError, match=r"text in .*a\.csv and int64 in .*b\.parquet"):
         load("table", tmp_path, space="continuous", group="who")
 
 
