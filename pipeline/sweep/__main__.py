@@ -24,8 +24,8 @@ from pipeline.figures import sweep_plot
 from pipeline.params import Axis, Params, Point, combinations, describe, load_params, section_values
 from pipeline.stage import Meta, UserError, load_meta, read_json, run_stage, say, spared, write_json
 from pipeline.sweep import ranking
-from pipeline.sweep.run_trials import num_trials, run_trials
-from pipeline.sweep.search import is_pinned
+from pipeline.sweep.run_trials import run_trials
+from pipeline.sweep.search import Plan, is_pinned
 from pipeline.tracking import mirror as tracking
 from pipeline.train import TrainingJob, load_arrays
 from vae.models import VAEConfig
@@ -58,9 +58,10 @@ def sweep(params: Params, prepared: Path, out: Path) -> None:
         say(f"sweep      one point, nothing to train: {describe(point)}")
         rows = [{"trial_id": ranking.PINNED, "status": ranking.PINNED, **point}]
     else:
-        announce(params, axes)
+        plan = Plan.of(axes, params.sweep)
+        announce(plan)
         arrays = load_arrays(prepared, meta, limit_mb=params.training.memory_limit_mb)
-        rows = run_trials(params, job, arrays, runs.stage_hash("sweep", settings))
+        rows = run_trials(params, plan, job, arrays, runs.stage_hash("sweep", settings))
     found = ranking.points_of(rows, [axis.key for axis in axes])
     trials = ranking.trial_rows(rows, found, meta)
     points = ranking.point_rows(trials, found)
@@ -134,13 +135,13 @@ def shared_settings(params: Params, axes: Sequence[Axis], meta: Meta) -> dict[st
     return shared
 
 
-def announce(params: Params, axes: Sequence[Axis]) -> None:
+def announce(plan: Plan) -> None:
     """Say what is searched and how."""
-    keys = [ranking.column(axis.key) for axis in axes if axis.size > 1]
-    sweep = params.sweep
+    keys = [ranking.column(axis.key) for axis in plan.space.axes if axis.size > 1]
+    sweep = plan.sweep
     seeds = f", {sweep.num_seeds} seeds a point" if sweep.num_seeds > 1 else ""
     say(
-        f"sweep      which {', '.join(keys)}? {sweep.search} search, {num_trials(params)} trials "
+        f"sweep      which {', '.join(keys)}? {sweep.search} search, {plan.num_trials} trials "
         f"of {sweep.epochs} epochs{seeds}"
     )
 

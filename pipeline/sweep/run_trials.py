@@ -13,7 +13,7 @@ from pipeline.cluster import connect as cluster, open_storage, require_shared, r
 from pipeline.params import Params, ScalingParams
 from pipeline.stage import say, steps
 from pipeline.sweep.journal import ATTEMPT, WORKERS, Journal, Trial
-from pipeline.sweep.search import SCORE, Space, known_points, planned, tune_arguments, with_seeds
+from pipeline.sweep.search import SCORE, Plan, tune_arguments
 from pipeline.sweep.trial import Setting, tune_trial
 from pipeline.sweep.trial_of_workers import NO_CPU, Workers, tune_workers
 from pipeline.train import TrainingArrays, TrainingJob
@@ -47,29 +47,28 @@ class Resources:
 
 
 def run_trials(
-    params: Params, job: TrainingJob, arrays: TrainingArrays, content_hash: str
+    params: Params, plan: Plan, job: TrainingJob, arrays: TrainingArrays, content_hash: str
 ) -> list[dict[str, Any]]:
     """Train every trial of the sweep that isn't finished yet; one row of trials.csv for each.
 
     job: without point and seed. content_hash: of all that any trial's result depends on besides
     its own job.
     """
-    space = Space(axes=params.axes, first_seed=params.sweep.seed)
     storage = params.scaling.storage
     with runs.claim("sweep", content_hash, storage) as run:
         journal = Journal(open_storage(storage), run.name, job)
-        known = _known(params, space, journal)
+        known = plan.known(journal)
         finished = {name: r.row for name, r in journal.records.items() if r.row and r.finished}
         todo: list[Trial] | None = [t for t in known if journal.id(t) not in finished]
         if any(journal.id(trial) in journal.records for trial in known):
             done = len(known) - len(todo)
-            say(f"sweep      goes on: {done} of {num_trials(params)} trials are finished")
-        if params.sweep.search == "optuna" and len(known) < num_trials(params):
+            say(f"sweep      goes on: {done} of {plan.num_trials} trials are finished")
+        if plan.trials is None and len(known) < plan.num_trials:
             todo = None  # it has points to propose
         if todo is None or todo:
             setting = Setting(
                 job=job,
-                space=space,
+                space=plan.space,
                 num_importance_samples=params.sweep.num_importance_samples,
                 every_epoch=params.sweep.scheduler == "asha",
                 use_gpu=params.scaling.use_gpu,
@@ -80,21 +79,22 @@ def run_trials(
             with cluster.connect(object_store_bytes=size, needs="ray.tune"):
                 require_shared(run.storage, key="scaling.storage")
                 for left in reversed(range(params.scaling.max_failures + 1)):
-                    _run(params, setting, arrays, journal, todo, run.address, last=not left)
+                    _run(params, plan, setting, arrays, journal, todo, run.address, last=not left)
                     todo = [
                         trial
-                        for trial in _known(params, space, journal)
+                        for trial in plan.known(journal)
                         if not ((record := journal.records.get(journal.id(trial))) and record.row)
                     ]
                     if not todo:
                         break
-        rows = _rows(journal, _known(params, space, journal))
+        rows = _rows(journal, plan.known(journal))
         journal.clear()
     return rows
 
 
 def _run(
     params: Params,
+    plan: Plan,
     setting: Setting,
     arrays: TrainingArrays,
     journal: Journal,
@@ -120,7 +120,7 @@ def _run(
         # Without a limit Tune would ask Optuna for many proposals before the first result, and
         # trials of several workers would each hold what the others wait for.
         at_once = min(at_once or math.inf, max(1, resources.at_once()))
-    total = num_trials(params)
+    total = plan.num_trials
     before = 0 if todo is None else total - len(todo)
     param_space, search = tune_arguments(setting.space, sweep, journal, todo)
     tuner = tune.Tuner(
@@ -185,21 +185,6 @@ def _scheduler(params: Params) -> Any:
     from ray.tune.schedulers import ASHAScheduler
 
     return ASHAScheduler(time_attr="epoch", metric=SCORE, mode="max", max_t=params.sweep.epochs)
-
-
-def num_trials(params: Params) -> int:
-    """How many trials the sweep has; fewer under Optuna if it proposes a point twice."""
-    sweep = params.sweep
-    plan = planned(params.axes, sweep)
-    return sweep.num_trials * sweep.num_seeds if plan is None else len(plan)
-
-
-def _known(params: Params, space: Space, journal: Journal) -> list[Trial]:
-    """All trials of the sweep or, under Optuna, those of the points that it has proposed."""
-    plan = planned(space.axes, params.sweep)
-    if plan is not None:
-        return plan
-    return with_seeds(known_points(space, journal)[: params.sweep.num_trials], params.sweep)
 
 
 def _rows(journal: Journal, plan: Sequence[Trial]) -> list[dict[str, Any]]:

@@ -54,6 +54,36 @@ def with_seeds(points: Sequence[Point], sweep: SweepParams) -> list[Trial]:
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a sweep is to try, made once: all its trials, or a search that will propose points.
+
+    trials: None where Optuna proposes them.
+    """
+
+    space: Space
+    sweep: SweepParams
+    trials: list[Trial] | None
+
+    @classmethod
+    def of(cls, axes: tuple[Axis, ...], sweep: SweepParams) -> Plan:
+        space = Space(axes=axes, first_seed=sweep.seed)
+        return cls(space=space, sweep=sweep, trials=planned(axes, sweep))
+
+    @property
+    def num_trials(self) -> int:
+        """How many trials there are; fewer under Optuna if it proposes a point twice."""
+        if self.trials is None:
+            return self.sweep.num_trials * self.sweep.num_seeds
+        return len(self.trials)
+
+    def known(self, journal: Journal) -> list[Trial]:
+        """All trials or, under Optuna, those of the points that it has proposed so far."""
+        if self.trials is not None:
+            return self.trials
+        return with_seeds(known_points(self.space, journal)[: self.sweep.num_trials], self.sweep)
+
+
 def is_pinned(axes: Sequence[Axis]) -> bool:
     """Whether there is but one point."""
     return all(axis.size == 1 for axis in axes)

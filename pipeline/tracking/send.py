@@ -120,7 +120,7 @@ def send_training(store: Store, train: Path, model: Path, sweep: Path) -> str:
     """As `mirror_training`, to an open store; raises Unreachable."""
     facts = read_json(train / "run.json")
     config = read_json(model / "config.json")
-    run = model_run(store, train)
+    run = _model_run(store, facts)
     sweep_facts = read_json(sweep / "run.json")
     tags = _hash_tags(facts) | {
         "tightbound.kind": "model",
@@ -175,7 +175,10 @@ def send_report(store: Store, page: Path, train: Path) -> str:
 
 def model_run(store: Store, train: Path) -> str:
     """The id of the run of the model that `train` describes; created where there is none."""
-    facts = read_json(train / "run.json")
+    return _model_run(store, read_json(train / "run.json"))
+
+
+def _model_run(store: Store, facts: dict[str, Any]) -> str:
     return store.run(
         facts["name"],
         title=_model_title(facts),

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # what only carries settings needs no torch
+    from torch import Tensor
 
-from vae.evidence.estimators import importance_sampling
-from vae.evidence.noise import example_generators
-from vae.evidence.weights import Evidence
-from vae.models import VAE
+    from vae.evidence.weights import Evidence
+    from vae.models import VAE
 
 BATCH_VALUES = {"cpu": 2**17, "cuda": 2**18}
 """Data values in a batch, whose decoder outputs come in chunks."""
@@ -46,6 +44,9 @@ class EvidenceSettings:
 
     def estimate(self, model: VAE, x: Tensor) -> Evidence:
         """Evidence for one batch x (B, *data_shape)."""
+        from vae.evidence.estimators import importance_sampling
+        from vae.evidence.noise import example_generators
+
         return importance_sampling(
             model,
             x,
@@ -69,5 +70,7 @@ class EvidenceSettings:
 
     def log_px(self, model: VAE, x: Tensor) -> Tensor:
         """log p(x) of every example, (N,), float64, on the CPU."""
+        import torch
+
         parts = [found.log_px.double().cpu() for _, found in self.estimates(model, x)]
         return torch.cat(parts)
