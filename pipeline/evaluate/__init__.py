@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from vae.system.lazy import lazy_face
 
 if TYPE_CHECKING:
+    from pipeline.evaluate.__main__ import evaluate as evaluate
     from pipeline.evaluate.baselines import (
         Baseline as Baseline,
         BernoulliMixture as BernoulliMixture,

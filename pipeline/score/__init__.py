@@ -7,6 +7,7 @@ from vae.system.lazy import lazy_face
 if TYPE_CHECKING:
     from pipeline.score.__main__ import (
         Task as Task,
+        score as score,
     )
     from pipeline.score.inputs import (
         open_input as open_input,

@@ -7,6 +7,7 @@ from vae.system.lazy import lazy_face
 if TYPE_CHECKING:
     from pipeline.train.__main__ import (
         chosen_training as chosen_training,
+        train as train,
     )
     from pipeline.train.progress import (
         EpochLog as EpochLog,
