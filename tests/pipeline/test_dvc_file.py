@@ -21,7 +21,7 @@ ORDER = ["prepare", "selfcheck", "sweep", "train", "evaluate", "register", "repo
 
 # What carries values and files from here to there, and decides no result.
 CARRIERS = tuple(f"pipeline/{name}/" for name in ("params", "cluster", "tracking", "stage"))
-CARRIERS += ("pipeline/__init__.py", "vae/system/", "vae/__init__.py")
+CARRIERS += ("pipeline/__init__.py", "vae/system/", "vae/__init__.py", "vae/checks.py")
 # What is imported by what a stage imports, and decides nothing of what the stage writes. A picture
 # of the sweep is no reason to train again; register reads what train and evaluate made.
 UNUSED = {
