@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from pipeline.params import remembered
-from pipeline.params.load import load_params
+from pipeline.params.remembered import is_known_as_right, remembered_as_right
 from pipeline.stage import run_stage
 
 
 def main() -> None:
-    """Check params.yaml in this folder; silent when it is right."""
-    with remembered.remembered_as_right():
+    """Check params.yaml in this folder; silent when it is right, and at once when it is known."""
+    if is_known_as_right():
+        return
+    from pipeline.params.load import load_params
+
+    with remembered_as_right():
         load_params()
 
 

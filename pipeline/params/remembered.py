@@ -25,7 +25,8 @@ def remembered_as_right() -> Iterator[None]:
             fresh.write_text(before)
 
 
-def _is_known_as_right() -> bool:
+def is_known_as_right() -> bool:
+    """Whether this very params.yaml was found right, by this very code."""
     try:
         return _note().read_text() == _fingerprint()
     except FileNotFoundError:

@@ -6,7 +6,7 @@ so, is remembered by its hash, and not checked again.
 
 from __future__ import annotations
 
-from pipeline.params.remembered import _is_known_as_right, remembered_as_right
+from pipeline.params.remembered import is_known_as_right, remembered_as_right
 from pipeline.params.sections import PARAMS_FILE, PlainParams, check_types, hints
 from pipeline.params.yaml_file import read_yaml
 
@@ -16,7 +16,7 @@ def load_plain_params() -> PlainParams:
 
     Raises UserError that lists every fault of the file, those two sections' too.
     """
-    if not _is_known_as_right():
+    if not is_known_as_right():
         from pipeline.params.load import load_params
 
         with remembered_as_right():

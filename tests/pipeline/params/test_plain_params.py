@@ -37,7 +37,7 @@ def test_sections_are_the_same_whether_known_as_right_or_not() -> None:
         assert whole.items() >= asdict(found).items()
 
 
-def test_a_file_that_is_known_as_right_is_read_without_torch(params_file: Path) -> None:
+def test_a_file_thatis_known_as_right_is_read_without_torch(params_file: Path) -> None:
     def told() -> list[str]:
         process = subprocess.run(
             [sys.executable, "-c", TELL],
